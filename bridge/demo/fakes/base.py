@@ -1,0 +1,156 @@
+"""What every fake shares: a real HTTP server on loopback, a log of calls, and trouble on request."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from flask import Flask, Response, request
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that a fake got."""
+
+    method: str
+    path: str  # with the query
+    headers: Mapping[str, str]
+    json: Any  # None when there was no JSON body
+    at: float  # time.monotonic()
+
+
+@dataclass(slots=True)
+class Trouble:
+    """Something to go wrong with the next calls that match.
+
+    *how*: ``answer`` (with *status*, *headers* and *body*, doing nothing), ``drop`` (hang up, doing nothing),
+    ``drop_after`` (do it, then hang up without a word), ``slow`` (do it, and answer after *seconds*).
+    """
+
+    how: str = "answer"
+    status: int = 503
+    body: Any = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    method: str = ""  # "": any
+    path: str = ""  # a part of the path; "": any
+    times: int = 1
+    seconds: float = 0.0
+
+    def matches(self, method: str, path: str) -> bool:
+        return self.times > 0 and self.method in {"", method} and self.path in path
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"  # keep-alive, as the platforms have it
+
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class calls it so
+        pass
+
+
+class Fake:
+    """One platform. A subclass declares *SWITCHES* (the first value is the default) and adds its routes.
+
+    Every switch stands for something the vendor does not document, so that an adapter can be tested under each
+    reading of it. State is guarded by *lock*: a request is handled under it, one after the other.
+    """
+
+    title = "a platform"
+    SWITCHES: Mapping[str, tuple[Any, ...]] = {}
+
+    def __init__(self, **switches: Any) -> None:
+        for name, value in switches.items():
+            if value not in self.SWITCHES.get(name, ()):
+                raise ValueError(f"{type(self).__name__} has no switch {name}={value!r}")
+        self.switches: dict[str, Any] = {
+            name: switches.get(name, values[0]) for name, values in self.SWITCHES.items()
+        }
+        self.lock = threading.RLock()
+        self.calls: list[Call] = []
+        self.troubles: list[Trouble] = []
+        self.app = Flask(f"bridge.demo.fakes.{type(self).__name__}", static_folder=None)
+        self.app.before_request(self._before)
+        self.routes(self.app)
+
+    def routes(self, app: Flask) -> None:
+        raise NotImplementedError("a fake adds its routes")  # pragma: no cover - every fake does
+
+    def trouble(self, **how: Any) -> Trouble:
+        """Arrange for trouble; returns it, so that its *times* can be read or set to 0."""
+        trouble = Trouble(**how)
+        with self.lock:
+            self.troubles.append(trouble)
+        return trouble
+
+    def made(self, method: str = "", path: str = "") -> list[Call]:
+        """Return the calls so far with this method and this part of the path."""
+        with self.lock:
+            return [c for c in self.calls if method in {"", c.method} and path in c.path]
+
+    def _before(self) -> Response | None:
+        body = request.get_data()
+        try:
+            parsed = json.loads(body) if body else None
+        except ValueError:
+            parsed = None
+        path = request.full_path.rstrip("?")
+        with self.lock:
+            self.calls.append(Call(request.method, path, dict(request.headers), parsed, time.monotonic()))
+        return None
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        path = environ.get("PATH_INFO", "")
+        with self.lock:
+            found = next((t for t in self.troubles if t.matches(environ["REQUEST_METHOD"], path)), None)
+            if found is not None:
+                found.times -= 1
+        if found is None:
+            return self._handle(environ, start_response)
+        if found.how == "answer":
+            content = found.body if isinstance(found.body, str) else json.dumps(found.body)
+            kind = "text/html" if isinstance(found.body, str) else "application/json"
+            answer = Response(content, found.status, {"Content-Type": kind, **found.headers})
+            with self.app.request_context(environ):
+                self._before()
+            return answer(environ, start_response)
+        if found.how != "drop":
+            answer_later = self._handle(environ, start_response)
+        if found.how == "slow":
+            time.sleep(found.seconds)
+            return answer_later
+        self._hang_up(environ)
+        return [b""]
+
+    def _handle(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        with self.lock:
+            return self.app(environ, start_response)
+
+    @staticmethod
+    def _hang_up(environ: WSGIEnvironment) -> None:
+        connection: socket.socket = environ["werkzeug.socket"]
+        connection.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def serve(self, port: int = 0) -> Iterator[str]:
+        """Serve on a free port of 127.0.0.1 and yield the base URL, without a trailing slash."""
+        server = make_server("127.0.0.1", port, self, threaded=True, request_handler=_Quiet)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def answer(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a JSON answer."""
+    return Response(json.dumps(body), status, {"Content-Type": "application/json", **(headers or {})})

@@ -1,0 +1,102 @@
+"""What every source promises.
+
+A source turns bytes into changes. It knows no store, no settings but its own, and no clock. Adding one is a file
+here, a line in ``sources/__init__.py``, recordings in ``tests/fixtures/sources`` and a page in ``docs/sources``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from bridge.model import Change, Event, InboundRequest, RecordKey, Value, Verified, Version
+from bridge.outbound import Api
+
+
+@dataclass(frozen=True, slots=True)
+class Genuine:
+    """A request that passed its check."""
+
+    request: Verified
+    secret_index: int  # which configured secret matched, from 0; the value is never kept
+    signed_at: datetime | None = None  # the signed timestamp, where the scheme has one
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a CRM said of one record that was asked for.
+
+    *fields* None: the CRM does not know it (deleted, or the made-up id of a test event). *key* differs from the
+    one asked for when the record was merged into another.
+    """
+
+    asked: RecordKey
+    key: RecordKey
+    fields: Mapping[str, Value] | None
+    version: Version | None  # of every field: the record's own time of last change
+    account: str | None = None
+
+
+class Source(Protocol):
+    """One configured CRM connection."""
+
+    name: str  # of the connection, as in ``[sources.<name>]``
+
+    def verify(self, request: InboundRequest, now: datetime) -> Genuine:
+        """Prove that *request* is from the source. Constant-time; garbage never raises anything else.
+
+        Raises:
+            BadSignature: it is not, or is stale. The message says why, for the audit log only.
+        """
+        ...
+
+    def parse(self, genuine: Genuine, received_at: datetime) -> list[Event]:
+        """Return the events of a genuine request, in the order they stand in it. Pure: same bytes, same events.
+
+        Raises:
+            BadPayload: the body is not what this source sends (no JSON, another shape altogether).
+        """
+        ...
+
+    def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
+        """Return *request* with the headers that make it genuine, as the CRM would send it at *now*."""
+        ...
+
+    def can_read(self) -> bool:
+        """Say whether whole records can be read from the CRM (a token is configured)."""
+        ...
+
+    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> list[Read]:
+        """Read up to `SourceType.read_limit` records, only the named *fields*. One `Read` for each key.
+
+        Raises:
+            SourceUnavailable: the CRM cannot be read now; nothing was learnt.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceType:
+    """One CRM or scheme: what its section in ``bridge.toml`` holds and how to make a connection of it."""
+
+    name: str  # the ``type`` in bridge.toml
+    title: str  # for people: "HubSpot"
+    settings: type[Any]  # a frozen dataclass; its fields are the keys of the section
+    make: Callable[[str, Any], Source]  # (connection name, settings)
+    kept_headers: tuple[str, ...]  # lower-case; what `parse` and the audit log need of a request
+    read_limit: int = 100
+    read_base_url: Callable[[Any], str] | None = None  # of the settings: where `read` calls
+    # The names of fields that this source can supply; None: any name (the CRM's users define their own).
+    known_field: Callable[[str], bool] | None = None
+    known_fields: tuple[str, ...] = ()  # for suggestions
+
+    def keeps(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return the headers of a request that are stored with it."""
+        return {name: headers[name] for name in self.kept_headers if name in headers}
+
+
+def change_fields(changes: Sequence[Change]) -> tuple[str, ...]:
+    """Return the names of the fields that *changes* speak of, sorted."""
+    return tuple(sorted({name for change in changes for name in change.fields}))

@@ -1,0 +1,362 @@
+"""What bridge asks of a database: verbs that every store keeps, each one transaction.
+
+A store decides nothing. Where a new state depends on what is in the database, it calls the pure functions of
+`bridge.schedule` inside its transaction. Any failure of the database leaves as `StoreUnavailable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+from bridge.model import (
+    AuditEntry,
+    Contact,
+    Delivery,
+    Exchange,
+    Outcome,
+    RecordKey,
+    Want,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NewInbound:
+    """A genuine request on its way into the store."""
+
+    source: str
+    received_at: datetime
+    method: str
+    url: str
+    headers: Mapping[str, str]  # only those that the source keeps
+    body: bytes
+    event_keys: tuple[str, ...]  # empty when it is unreadable: its bytes are its key then
+    outcome: Outcome = Outcome.ACCEPTED  # or UNREADABLE, IGNORED
+    reason: str = ""
+    secret_index: int = 0
+    signed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What became of a `NewInbound`. A duplicate has the id of the inbound that brought its (first) event."""
+
+    id: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """A stored request. *body* is None once its payload was pruned or erased."""
+
+    id: int
+    source: str
+    received_at: datetime
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    outcome: Outcome
+    reason: str
+    events: int
+    secret_index: int
+    signed_at: datetime | None
+    processed_at: datetime | None
+    repeats: int = 0  # how many times all of it came again
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that failed verification: what is kept of the last 200 of a source. No body, no header values."""
+
+    source: str
+    at: datetime
+    reason: str
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The right to run a lane. *fence* goes up with every `Store.acquire`; an old one can no longer write."""
+
+    lane: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a source's lane has to process now."""
+
+    inbounds: Sequence[Inbound] = ()  # oldest first
+    keys: Sequence[RecordKey] = ()  # contacts to decide again: a replay, or due to be read from the CRM
+    replays: frozenset[RecordKey] = frozenset()  # those of *keys* that a person asked for
+    account: str | None = None  # the CRM account this source was first heard from
+    more: bool = False  # there is more than *limit*
+
+
+@dataclass(frozen=True, slots=True)
+class InboundResult:
+    id: int
+    outcome: Outcome
+    reason: str = ""
+    forget: bool = False  # it speaks of an erased person: delete its payload
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """All that one round of processing came to. It is saved whole or not at all."""
+
+    contacts: Sequence[Contact] = ()
+    wants: Sequence[Want] = ()
+    results: Sequence[InboundResult] = ()
+    audit: Sequence[AuditEntry] = ()
+    erased: Collection[RecordKey] = ()  # delete every payload that speaks of these
+    decided: Collection[RecordKey] = ()  # no longer marked for a replay
+    account: str | None = None  # remember it as the source's, if none is remembered yet
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The record of one push, saved with its outcome."""
+
+    at: datetime
+    outcome: str  # a Receipt's outcome, or an error's class
+    reason: str
+    duration_ms: int
+    status: int | None = None
+    error: str | None = None
+    fields: tuple[str, ...] = ()  # names of the fields that were to change
+    exchanges: Sequence[Exchange] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """Whether a target takes deliveries: ``open``, ``held`` (by bridge) or ``paused`` (by a person)."""
+
+    target: str
+    mode: str = "open"
+    reason: str = ""
+    since: datetime | None = None
+    by: str = ""  # who paused or resumed it
+    probe_at: datetime | None = None  # held: when bridge tries the credentials again
+    refusals: int = 0  # in a row
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    source: str
+    account: str | None = None
+    last_inbound_at: datetime | None = None
+    refused: int = 0  # ever
+    last_refused_at: datetime | None = None
+    unprocessed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the health strip, ``/readyz`` and ``/metrics`` show. Times are of the database's rows, not cached."""
+
+    worker_seen_at: datetime | None = None
+    oldest_unprocessed_at: datetime | None = None
+    oldest_due_at: datetime | None = None  # of deliveries that may be sent now
+    inbound: Mapping[str, int] = field(default_factory=dict)  # outcome -> count
+    deliveries: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (target, state) -> count
+    sources: Sequence[SourceStatus] = ()
+    targets: Sequence[TargetStatus] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a list, newest first. *next* is the cursor of the following page, None on the last."""
+
+    items: Sequence[T]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a list is narrowed to; each store applies those that the list knows. *q* is free text."""
+
+    source: str | None = None
+    source_id: str | None = None
+    target: str | None = None
+    state: str | None = None
+    outcome: str | None = None
+    error: str | None = None
+    kind: str | None = None
+    inbound_id: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    q: str | None = None
+
+
+Plan = Callable[[Delivery | None], Delivery]
+
+
+class Store(Protocol):
+    """See the module's docstring. All moments are aware and UTC; *now* is always the caller's."""
+
+    # --- receiving (web) ---
+
+    def receive(self, inbounds: Sequence[NewInbound]) -> list[Received]:
+        """Save all in one transaction, on disk when this returns. A request with no new event is a duplicate."""
+        ...
+
+    def refuse(self, refusals: Sequence[Refusal]) -> None:
+        """Count requests that failed verification and keep the last 200 of each source."""
+        ...
+
+    # --- lanes ---
+
+    def acquire(self, lane: str, owner: str, now: datetime) -> Ticket:
+        """Take the lane over from whoever had it. What that one was sending is pending again."""
+        ...
+
+    def due_lanes(self, now: datetime) -> dict[str, datetime]:
+        """Return each lane that has work, with the moment from which it can be done (past: now)."""
+        ...
+
+    # --- processing (a source's lane) ---
+
+    def work(self, source: str, now: datetime, limit: int) -> Work:
+        """Return up to *limit* unprocessed inbounds, and contacts to decide again. Marks nothing."""
+        ...
+
+    def contacts(self, keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
+        """Return those that are known."""
+        ...
+
+    def commit(self, ticket: Ticket, decision: Decision, now: datetime) -> dict[str, datetime]:
+        """Save *decision*; each want becomes a delivery by `schedule.plan`. Return the lanes made due.
+
+        Raises:
+            LostLane: *ticket* is no longer the newest; nothing was saved.
+        """
+        ...
+
+    # --- delivery (a target's lane) ---
+
+    def claim(self, ticket: Ticket, now: datetime) -> Delivery | None:
+        """Mark the oldest due delivery of the lane ``sending`` and return it, or None when none is due.
+
+        Raises:
+            LostLane: *ticket* is no longer the newest.
+        """
+        ...
+
+    def link(self, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
+        """Remember *target_id* before it is written to. One target contact has one contact of each source.
+
+        Raises:
+            Ambiguous: another contact of the same source is linked to it. LostLane.
+        """
+        ...
+
+    def mark_unsure(self, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
+        """Remember that a create is about to be sent, so that a crash leads to a search. Raises LostLane."""
+        ...
+
+    def finish(self, ticket: Ticket, claimed: Delivery, close: Plan, attempt: Attempt | None) -> Delivery:
+        """Save what `close(the delivery as it is now)` returns, with *attempt* as an audit entry.
+
+        Raises:
+            LostLane: *ticket* is no longer the newest; nothing was saved.
+        """
+        ...
+
+    def next_due(self, lane: str) -> datetime | None:
+        """Return when the lane's next delivery may be sent; None when there is none."""
+        ...
+
+    def take_turn(self, target: str, rate_per_s: float, burst: int, now: datetime, count: int = 1) -> float:
+        """Take *count* tokens of the target's bucket, shared by all processes; 0 when they were there.
+
+        Otherwise nothing is taken, and the seconds until they will be are returned.
+        """
+        ...
+
+    def set_backoff(self, target: str, until: datetime) -> None:
+        """Let nobody take a turn at the target before *until* (it asked for fewer calls)."""
+        ...
+
+    # --- targets ---
+
+    def hold(self, target: str, reason: str, now: datetime, probe_at: datetime) -> None:
+        """Close the target: its due deliveries are ``held``. A target that a person paused stays paused."""
+        ...
+
+    def pause(self, target: str, reason: str, by: str, now: datetime) -> None: ...
+
+    def resume(self, target: str, by: str, now: datetime) -> None:
+        """Open the target: its held deliveries are due at once."""
+        ...
+
+    def note_refusal(self, target: str, now: datetime) -> int:
+        """Count one more refusal in a row and return how many there are; `clear_refusals` starts anew."""
+        ...
+
+    def clear_refusals(self, target: str) -> None: ...
+
+    def target_status(self, target: str) -> TargetStatus: ...
+
+    # --- replay ---
+
+    def replay(
+        self, now: datetime, by: str, *, keys: Collection[RecordKey] = (), narrowed: Filter | None = None
+    ) -> int:
+        """Mark contacts to be decided again (those of *keys*, or all whose deliveries match); return how many."""
+        ...
+
+    def replay_inbound(self, now: datetime, by: str, inbound_ids: Collection[int]) -> int:
+        """Process stored requests again, from their bytes; those without a payload are left out."""
+        ...
+
+    # --- reading ---
+
+    def health(self, now: datetime) -> Health: ...
+
+    def beat(self, role: str, owner: str, now: datetime) -> None:
+        """Say that a process is alive."""
+        ...
+
+    def inbound(self, inbound_id: int) -> Inbound | None: ...
+
+    def inbound_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Inbound]: ...
+
+    def refusals(self, source: str) -> list[Refusal]: ...
+
+    def contact_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Contact]:
+        """*narrowed.q* is found in ids and in field values (e-mail, phone, name), in any case of letters."""
+        ...
+
+    def deliveries_of(self, key: RecordKey) -> list[Delivery]: ...
+
+    def delivery_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Delivery]: ...
+
+    def audit_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[AuditEntry]:
+        """With their `detail`, where it was not pruned or erased."""
+        ...
+
+    # --- URL tokens ---
+
+    def add_token(self, source: str, token_id: str, now: datetime) -> None: ...
+
+    def revoke_tokens(self, source: str, now: datetime) -> int: ...
+
+    def token_live(self, source: str, token_id: str) -> bool: ...
+
+    # --- keeping house ---
+
+    def prune(self, *, payloads_before: datetime, keys_before: datetime, limit: int = 1000) -> int:
+        """Delete payloads and event keys older than given, up to *limit* of each; facts stay. Return how many."""
+        ...
+
+    def migrate(self) -> list[str]:
+        """Bring the schema up to date; return the names of the steps taken."""
+        ...
+
+    def close(self) -> None: ...
