@@ -147,9 +147,7 @@ class Api:
             failure = _no_answer(error, urlsplit(url).hostname or "")
             self._note(method, url, None, started, kept, "", type(error).__name__)
             raise failure from error
-        self._note(
-            method, url, reply.status, started, kept, "(not kept)" if confidential else _kept(reply.body)
-        )
+        self._note(method, url, reply.status, started, kept, "(not kept)" if confidential else _kept(reply.body))
         return reply
 
     def _send(self, method: str, url: str, content: bytes | None, headers: Mapping[str, str]) -> Reply:
@@ -218,7 +216,5 @@ def _no_answer(error: requests.RequestException, host: str) -> Retryable | Perma
         never_left = "NewConnectionError" in repr(error) or "NameResolutionError" in repr(error)
         return Retryable(f"{host} cannot be reached.", code="network", maybe_done=not never_left)
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidHeader | ValueError):
-        return Permanent(
-            "The request could not be built. Check the base URL and the credentials.", code="invalid"
-        )
+        return Permanent("The request could not be built. Check the base URL and the credentials.", code="invalid")
     return Retryable(f"The answer of {host} broke off.", code="network", maybe_done=True)
