@@ -227,6 +227,7 @@ class Delivery:
     error: str | None = None  # error class of the last attempt, if it failed
     status: int | None = None  # HTTP status of the last attempt
     unsure_since: datetime | None = None  # a create of unknown fate was sent then: search, do not create
+    left_out: Mapping[str, str] = field(default_factory=dict)  # target field -> why the rules left it out
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,7 @@ class Want:
     dropped: Mapping[str, str] = field(default_factory=dict)  # target field -> why it was left out
     inherit_from: tuple[str, ...] = ()  # source ids whose target ids this contact may take over
     again: bool = False  # a replay: send a failed or ambiguous one again though nothing changed
+    forget: bool = False  # the person was erased: keep nothing of what the target accepted
 
 
 @dataclass(frozen=True, slots=True)
