@@ -89,7 +89,7 @@ class Api:
 
     *take* is called before every request and waits for, or refuses, a turn within the account's quota.
     *before_create* is called before a request that must not be repeated blindly, to note durably that its fate
-    is unknown until an answer arrives.
+    is unknown until an answer arrives; *create_refused* when the answer is a plain no.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Api:
         session: requests.Session | None = None,
         take: Callable[[], None] = lambda: None,
         before_create: Callable[[], None] = lambda: None,
+        create_refused: Callable[[], None] = lambda: None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
@@ -106,6 +107,7 @@ class Api:
         self.session = session or new_session()
         self.take = take
         self.before_create = before_create
+        self.create_refused = create_refused
         self.timeout_s = (connect_timeout_s, read_timeout_s)
         self.exchanges: list[Exchange] = []
 
@@ -148,6 +150,8 @@ class Api:
             self._note(method, url, None, started, kept, "", type(error).__name__)
             raise failure from error
         self._note(method, url, reply.status, started, kept, "(not kept)" if confidential else _kept(reply.body))
+        if creates and 400 <= reply.status < 500 and reply.status != 408:
+            self.create_refused()
         return reply
 
     def _send(self, method: str, url: str, content: bytes | None, headers: Mapping[str, str]) -> Reply:

@@ -27,8 +27,8 @@ DUE_NOW = "Due now; it is sent as soon as the target has a free turn."
 def wait_s(attempts: int, *, draw: float, code: str = "", retry_after_s: float = 0) -> float | None:
     """Return seconds to wait after *attempts* tries, or None to give up.
 
-    Exponential with full jitter: *draw* is a random number of [0, 1). What the platform asked for (*retry_after_s*)
-    is a lower bound, with some jitter on top so that not everybody comes back at the same moment.
+    Exponential with full jitter: *draw* is a random number of [0, 1). What the platform asked for
+    (*retry_after_s*) is a lower bound, with some jitter on top so that not everybody comes back at the same moment.
     """
     if attempts >= TRIES_OF.get(code, TRIES):
         return None
@@ -37,7 +37,7 @@ def wait_s(attempts: int, *, draw: float, code: str = "", retry_after_s: float =
 
 
 def plan(current: Delivery | None, want: Want, *, held: TargetStatus, now: datetime) -> Delivery:
-    """Return the delivery's row after processing decided *want*; equal to *current* where nothing is to be done."""
+    """Return the delivery's row after processing decided *want*; *current* itself where nothing is to be done."""
     row = current or Delivery(want.target, want.key, State.WAITING, "", now)
     if want.forget:
         row = replace(row, accepted=None)
@@ -184,19 +184,16 @@ def failed(
     current: Delivery, sent: Delivery, error: DeliveryFailed, *, held: TargetStatus, now: datetime, draw: float
 ) -> Delivery:
     """Return the row after a push of *sent* that failed with *error*."""
-    attempts = current.attempts + 1
+    attempts = current.attempts + (error.code != "quota")  # waiting for a turn is no attempt
     row = replace(current, attempts=attempts, error=error.code, status=error.status, updated_at=now)
     if not isinstance(error, Retryable):
-        # A definite answer: no create is in doubt.
-        row = replace(row, unsure_since=None, due_at=None)
+        row = replace(row, due_at=None)
         if current.revision != sent.revision:
             return _newer(row, held, now)
         if isinstance(error, Ambiguous):
             return replace(row, state=State.AMBIGUOUS, reason=f"{error} Nothing was written; a person decides.")
         hint = "It is sent again when a new value comes or somebody replays it."
         return replace(row, state=State.FAILED, reason=f"{error} {hint}")
-    if error.code == "rate_limited":
-        row = replace(row, unsure_since=None)  # refused at the door: it certainly did not happen
     if held.mode != "open":
         return replace(row, state=State.HELD, reason=held_reason(held), due_at=now)
     pause_s = wait_s(attempts, draw=draw, code=error.code, retry_after_s=error.retry_after_s)

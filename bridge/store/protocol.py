@@ -260,6 +260,10 @@ class Store(Protocol):
         """Remember that a create is about to be sent, so that a crash leads to a search. Raises LostLane."""
         ...
 
+    def revision(self, claimed: Delivery) -> int:
+        """Return the delivery's revision as it is now: a greater one means that newer state arrived."""
+        ...
+
     def finish(self, ticket: Ticket, claimed: Delivery, close: Plan, attempt: Attempt | None) -> Delivery:
         """Save what `close(the delivery as it is now)` returns, with *attempt* as an audit entry.
 

@@ -1,0 +1,208 @@
+"""The worker process: lanes, heartbeats, sweeps and a clean stop."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import requests
+
+from bridge import log, pipeline
+from bridge.config import Config, SourceConnection, TargetConnection
+from bridge.engine.protocol import Engine
+from bridge.errors import LostLane, Retryable
+from bridge.lanes import deliver_lane, process_lane
+from bridge.model import utc_now
+from bridge.outbound import Api, new_session
+from bridge.store.protocol import Store, TargetStatus, Ticket
+
+TURN_S = 3.0  # a lane does what is due for about this long, then lets the engine look around
+LONGEST_NAP_S = 2.0  # waiting for the quota within a push; longer waits end the push
+SWEEP_S = 5.0
+BEAT_S = 10.0
+PRUNE_S = 3600.0
+SETTLE = timedelta(seconds=60)  # how long a create of unknown fate is searched for before another is sent
+KEYS_KEPT = timedelta(days=14)  # longer than any sender retries
+
+
+@dataclass
+class Worker:
+    """All lanes of this process: one per source to process, a few per target to deliver."""
+
+    config: Config
+    store: Store
+    engine: Engine
+    settle: timedelta = SETTLE
+    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    clock: Callable[[], datetime] = utc_now
+
+    def __post_init__(self) -> None:
+        self._tickets: dict[str, Ticket] = {}
+        self._sessions = threading.local()
+        self._stopping = threading.Event()
+        self._sources: Mapping[str, SourceConnection] = {
+            process_lane(name): connection for name, connection in self.config.sources.items()
+        }
+        self._targets: Mapping[str, TargetConnection] = {
+            deliver_lane(name, number): connection
+            for name, connection in self.config.targets.items()
+            for number in range(connection.lanes)
+        }
+
+    @property
+    def lanes(self) -> list[str]:
+        return [*self._sources, *self._targets]
+
+    # --- the process ---
+
+    def start(self) -> None:
+        """Take every lane over and begin. Returns at once; `keep_house` is for the main thread."""
+        self.store.beat("worker", self.owner, self.clock())
+        for lane in self.lanes:
+            self._tickets[lane] = self.store.acquire(lane, self.owner, self.clock())
+        self.engine.start(self.lanes, self.run)
+        log.event("worker.started", lanes=len(self.lanes), owner=self.owner)
+
+    def keep_house(self, wait: Callable[[float], bool]) -> None:
+        """Until `stop`: wake what the web process rang for, sweep for lost wakes, beat, prune.
+
+        *wait* returns when the bell rings (True) or after that many seconds (False).
+        """
+        next_beat = next_sweep = next_prune = 0.0
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            rang = wait(max(0.0, min(next_beat, next_sweep, next_prune) - now))
+            now = time.monotonic()
+            try:
+                if rang or now >= next_sweep:
+                    self.wake_due()
+                    next_sweep = now + SWEEP_S
+                if now >= next_beat:
+                    self.store.beat("worker", self.owner, self.clock())
+                    next_beat = now + BEAT_S
+                if now >= next_prune:
+                    next_prune = now + (0 if self.prune() else PRUNE_S)
+            except Exception as error:  # a full disk or a locked database passes; the worker stays
+                log.bug("worker.housekeeping_failed", error)
+                self._stopping.wait(1.0)
+
+    def wake_due(self) -> None:
+        """Wake every lane that has work: a wake that was lost costs only time."""
+        for lane, due in self.store.due_lanes(self.clock()).items():
+            self.engine.wake([lane], due)
+
+    def prune(self) -> int:
+        """Delete payloads older than the configured days; return how many rows went."""
+        now = self.clock()
+        retention = timedelta(days=self.config.bridge.retention_days)
+        return self.store.prune(payloads_before=now - retention, keys_before=now - KEYS_KEPT)
+
+    def stop(self, grace_s: float = 30.0) -> bool:
+        """End runs under way within *grace_s*; what is not done by then is taken up by the next start."""
+        self._stopping.set()
+        ended = self.engine.stop(grace_s)
+        log.event("worker.stopped", clean=ended)
+        return ended
+
+    # --- a lane ---
+
+    def run(self, lane: str) -> datetime | None:
+        """Do what is due in *lane* for a few seconds; return when to be called again."""
+        try:
+            if lane in self._sources:
+                return self._process(lane, self._sources[lane])
+            return self._deliver(lane, self._targets[lane])
+        except LostLane:
+            log.event("lane.lost", level="error", lane=lane, owner=self.owner)
+            self._stopping.set()  # another worker took over: this one must not go on
+            return None
+
+    def _process(self, lane: str, connection: SourceConnection) -> datetime | None:
+        deadline = time.monotonic() + TURN_S
+        api = self._reader(connection)
+        routes = self.config.routes_of(connection.name)
+        while time.monotonic() < deadline and not self._stopping.is_set():
+            done = pipeline.process(connection, routes, self.store, self._tickets[lane], api, self.clock())
+            for woken, due in done.woken.items():
+                self.engine.wake([woken], due)
+            if not done.more:
+                return self.store.due_lanes(self.clock()).get(lane)
+        return self.clock()
+
+    def _reader(self, connection: SourceConnection) -> Callable[[], Api] | None:
+        if not connection.source.can_read() or connection.type.read_base_url is None:
+            return None
+        base_url = connection.type.read_base_url(connection.settings)
+        return lambda: Api(base_url, session=self._session())
+
+    def _deliver(self, lane: str, connection: TargetConnection) -> datetime | None:
+        deadline = time.monotonic() + TURN_S
+        ticket = self._tickets[lane]
+        while not self._stopping.is_set():
+            status = self.store.target_status(connection.name)
+            if status.mode != "open":
+                status = self._probe(lane, connection, status)
+                if status.mode != "open":
+                    return status.probe_at
+            now = self.clock()
+            if time.monotonic() > deadline:
+                return now
+            # Nothing is claimed while the target wants to be left alone: a backlog would churn for nothing.
+            pause_s = self.store.take_turn(connection.name, connection.rate_per_s, connection.burst, now, count=0)
+            if pause_s > 0:
+                return now + timedelta(seconds=pause_s)
+            claimed = self.store.claim(ticket, now)
+            if claimed is None:
+                return self.store.next_due(lane)
+            push = pipeline.Push(self.store, ticket, claimed, connection, self._turn_at(connection))
+            api = Api(
+                connection.base_url,
+                session=self._session(),
+                take=push.before_call,
+                before_create=push.before_create,
+                create_refused=push.create_refused,
+            )
+            pipeline.deliver(push, api, settle=self.settle, now=now)
+        return None
+
+    def _probe(self, lane: str, connection: TargetConnection, status: TargetStatus) -> TargetStatus:
+        """Let the target's first lane, and no other, try whether a held target can be opened."""
+        now = self.clock()
+        if status.mode != "held" or lane != deliver_lane(connection.name, 0):
+            return status
+        if status.probe_at is not None and status.probe_at > now:
+            return status
+        api = Api(connection.base_url, session=self._session(), take=self._turn_at(connection))
+        opened = pipeline.probe(connection, api, self.store, status, now)
+        if opened.mode == "open":
+            self.wake_due()
+        return opened
+
+    def _turn_at(self, connection: TargetConnection) -> Callable[[], None]:
+        """Return a function that waits for a turn within the target's quota, which all processes share."""
+
+        def take() -> None:
+            while True:
+                pause_s = self.store.take_turn(
+                    connection.name, connection.rate_per_s, connection.burst, self.clock()
+                )
+                if pause_s <= 0:
+                    return
+                if pause_s > LONGEST_NAP_S or self._stopping.wait(pause_s):
+                    raise Retryable(
+                        "The target's quota of calls is used up for now.", code="quota", retry_after_s=pause_s
+                    )
+
+        return take
+
+    def _session(self) -> requests.Session:
+        """Return this thread's session: connections are kept open between pushes of a lane."""
+        session: requests.Session | None = getattr(self._sessions, "session", None)
+        if session is None:
+            session = self._sessions.session = new_session()
+        return session
