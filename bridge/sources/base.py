@@ -78,6 +78,14 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The body of a 200, for a sender that wants to read more than that we have stored its request."""
+
+    body: bytes
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
 class SourceType:
     """One CRM or scheme: what its section in ``bridge.toml`` holds and how to make a connection of it."""
 
@@ -91,6 +99,10 @@ class SourceType:
     # The names of fields that this source can supply; None: any name (the CRM's users define their own).
     known_field: Callable[[str], bool] | None = None
     known_fields: tuple[str, ...] = ()  # for suggestions
+    accepted: Answer | None = None  # what this sender must read to believe that it was heard; None: bridge's JSON
+    # The answer to a question that is asked when the URL is registered, None when the request is none. It is
+    # asked unsigned, so nothing is stored or believed.
+    handshake: Callable[[InboundRequest], Answer | None] | None = None
 
     def keeps(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return the headers of a request that are stored with it."""
