@@ -7,7 +7,8 @@ in ``bridge/demo/fakes`` and a page in ``docs/targets``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -148,6 +149,30 @@ def fail(platform: str, reply: Reply, *, doing: str, detail: str = "") -> NoRetu
             status=reply.status,
         )
     raise Permanent(f"{platform} refused {doing} (HTTP {reply.status}){said}.", status=reply.status)
+
+
+def quotable(said: object, sent: object = None) -> str:
+    """Return what a platform *said* if it may stand in the audit log, else "".
+
+    That is one short line with nothing in it that looks like a person's value (an address, a long number), and no
+    text that was *sent*: platforms like to repeat what they refuse.
+    """
+    if not isinstance(said, str):
+        return ""
+    line = " ".join(said.split()).rstrip(".")
+    telling = "@" in line or re.search(r"\d[\d .()/-]{3,}\d", line) is not None
+    if telling or len(line) > 200 or any(text.casefold() in line.casefold() for text in _texts(sent)):
+        return ""
+    return line
+
+
+def _texts(sent: object) -> Iterator[str]:
+    if isinstance(sent, str):
+        if len(sent) > 1:
+            yield sent
+    elif isinstance(sent, Mapping | list | tuple):
+        for value in sent.values() if isinstance(sent, Mapping) else sent:
+            yield from _texts(value)
 
 
 def changed(job: Job) -> dict[str, Value]:
