@@ -317,7 +317,7 @@ def _decide(
     *,
     can_read: bool,
 ) -> list[Want]:
-    """Return what each target should hold. Survivors come first: they take over what their losers were linked to."""
+    """Return what each target should hold. Survivors come first: they take over their losers' target ids."""
     wants = []
     for key in sorted(touched, key=lambda key: (known[key].merged_into is not None, key)):
         contact = known[key]
@@ -412,8 +412,8 @@ def _facts(
 # --- deliver: in a target's lane --------------------------------------------------------------------------
 
 
-class Superseded(Exception):  # noqa: N818 - not an error: newer state arrived before anything was written
-    """Stop this push; the newer state is due at once."""
+class Superseded(Exception):
+    """Stop this push before its next write: newer state arrived, and is due at once."""
 
 
 @dataclass

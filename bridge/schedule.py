@@ -28,7 +28,7 @@ def wait_s(attempts: int, *, draw: float, code: str = "", retry_after_s: float =
     """Return seconds to wait after *attempts* tries, or None to give up.
 
     Exponential with full jitter: *draw* is a random number of [0, 1). What the platform asked for
-    (*retry_after_s*) is a lower bound, with some jitter on top so that not everybody comes back at the same moment.
+    (*retry_after_s*) is a lower bound, with some jitter on top so that not everybody comes back at once.
     """
     if attempts >= TRIES_OF.get(code, TRIES):
         return None
@@ -204,7 +204,10 @@ def failed(
         return replace(row, state=State.FAILED, reason=reason, due_at=None)
     due_at = now + timedelta(seconds=pause_s)
     return replace(
-        row, state=State.RETRYING, reason=f"{error} Tried {attempts} times; next try is due.", due_at=due_at
+        row,
+        state=State.RETRYING,
+        reason=f"{error} Bridge tries again by itself (tries so far: {attempts}).",
+        due_at=due_at,
     )
 
 
