@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from bridge.errors import SourceUnavailable
 from bridge.model import Change, Event, InboundRequest, RecordKey, Value, Verified, Version
 from bridge.outbound import Api
 
@@ -99,6 +100,9 @@ class SourceType:
     # The names of fields that this source can supply; None: any name (the CRM's users define their own).
     known_field: Callable[[str], bool] | None = None
     known_fields: tuple[str, ...] = ()  # for suggestions
+    # The body of a webhook that could come at this moment, for trying things out. None: it depends on the sender.
+    sample: Callable[[datetime], bytes] | None = None
+    keeps_others: bool = False  # the configuration may name any header, so all are kept but those that are secret
     accepted: Answer | None = None  # what this sender must read to believe that it was heard; None: bridge's JSON
     # The answer to a question that is asked when the URL is registered, None when the request is none. It is
     # asked unsigned, so nothing is stored or believed.
@@ -106,7 +110,27 @@ class SourceType:
 
     def keeps(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return the headers of a request that are stored with it."""
-        return {name: headers[name] for name in self.kept_headers if name in headers}
+        return {
+            name: value
+            for name, value in headers.items()
+            if name in self.kept_headers or (self.keeps_others and not _is_confidential(name))
+        }
+
+
+def cannot_read(name: str) -> NoReturn:
+    """Refuse to read records, where a source has no way to do it."""
+    raise SourceUnavailable(f"The source {name} has no way to read single contacts.")
+
+
+# Parts of the names of headers that carry a credential, or the address of whoever sent the request.
+_CONFIDENTIAL = (
+    "authorization", "cookie", "signature", "token", "secret", "password", "api-key", "apikey",
+    "forwarded", "real-ip", "connecting-ip", "client-ip",
+)  # fmt: skip
+
+
+def _is_confidential(name: str) -> bool:
+    return any(part in name for part in _CONFIDENTIAL)
 
 
 def change_fields(changes: Sequence[Change]) -> tuple[str, ...]:
