@@ -1,0 +1,10 @@
+"""The story of bridge, in order: receive, process, deliver.
+
+Nothing in here knows a database or a web framework; each step is a named call, and what it decided is saved whole.
+"""
+
+from bridge.pipeline.delivering import Push, deliver, probe
+from bridge.pipeline.processing import parse, process
+from bridge.pipeline.receiving import receive
+
+__all__ = ["Push", "deliver", "parse", "probe", "process", "receive"]

@@ -1,0 +1,178 @@
+"""Deliver: in a target's lane, push one desired state, classify what the platform said, and save it at once."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from bridge import log, schedule
+from bridge.config import TargetConnection
+from bridge.errors import DeliveryFailed, LostLane, Refused, Retryable, StoreUnavailable
+from bridge.model import Delivery, Desired, Receipt, utc_now
+from bridge.outbound import Api
+from bridge.store.protocol import Attempt, Store, TargetStatus, Ticket
+from bridge.targets.base import Job
+
+PROBE_S = 60.0  # before a held target is tried again, doubled each time
+PROBE_CAP_S = 1800.0
+
+
+class Superseded(Exception):
+    """Stop this push before its next write: newer state arrived, and is due at once."""
+
+
+@dataclass
+class Push:
+    """One push under way, with what the store must remember before and after each write."""
+
+    store: Store
+    ticket: Ticket
+    claimed: Delivery
+    connection: TargetConnection
+    turn: Callable[[], None]
+    unsure_since: datetime | None = None
+
+    def before_call(self) -> None:
+        """Wait for a turn; the opt-out and the latest state are looked at again right before each call."""
+        self.turn()
+        if self.store.revision(self.claimed) != self.claimed.revision:
+            raise Superseded
+
+    def before_create(self) -> None:
+        self.unsure_since = utc_now()
+        self.store.mark_unsure(self.ticket, self.claimed, self.unsure_since)
+
+    def create_refused(self) -> None:
+        """The platform said no to the create: it certainly did not happen."""
+        self.unsure_since = None
+
+    def link(self, target_id: str) -> None:
+        self.store.link(self.ticket, self.claimed, target_id)
+        self.unsure_since = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What one push came to, for the lane that made it."""
+
+    delivery: Delivery
+    refused: str = ""  # why the target was held
+
+
+def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delivered:
+    """Push one claimed delivery, classify what the platform said, and save it all at once."""
+    store, claimed, connection = push.store, push.claimed, push.connection
+    push.unsure_since = claimed.unsure_since
+    desired = claimed.desired or Desired()
+    job = Job(
+        key=claimed.key,
+        desired=desired,
+        accepted=claimed.accepted,
+        target_id=claimed.target_id,
+        now=now,
+        unsure_since=claimed.unsure_since,
+        settled=claimed.unsure_since is None or now - claimed.unsure_since >= settle,
+        link=push.link,
+    )
+    fields = schedule.unmet(desired, claimed.accepted)
+    started = time.monotonic()
+    receipt: Receipt | None = None
+    error: DeliveryFailed | None = None
+    try:
+        target = connection.target
+        receipt = target.remove(api, job) if desired.gone else target.deliver(api, job)
+    except Superseded:
+        return Delivered(
+            store.finish(
+                push.ticket,
+                claimed,
+                lambda row: schedule.superseded(_present(row, claimed), held=_held(store, claimed), now=utc_now()),
+                None,
+            )
+        )
+    except DeliveryFailed as failure:
+        error = failure
+    except (LostLane, StoreUnavailable):
+        raise
+    except Exception as failure:  # an answer that our adapter chokes on is the platform's nonsense
+        log.bug("delivery.adapter_failed", failure, target=claimed.target, source_id=claimed.key.source_id)
+        name = connection.type.title
+        message = f"{name} answered something that bridge does not understand ({type(failure).__name__})."
+        error = Retryable(message, code="nonsense", maybe_done=True)
+    held = _held(store, claimed)
+    if isinstance(error, Refused):
+        held = _note_refusal(store, claimed.target, error, held)
+    elif held.refusals and error is None:
+        store.clear_refusals(claimed.target)
+    if isinstance(error, Retryable) and error.code == "rate_limited":
+        store.set_backoff(claimed.target, utc_now() + timedelta(seconds=max(error.retry_after_s, 1.0)))
+    ended = utc_now()
+    attempt = Attempt(
+        at=ended,
+        outcome=receipt.outcome if receipt else (error.code if error else ""),
+        reason=" ".join(receipt.notes) if receipt else str(error),
+        duration_ms=round((time.monotonic() - started) * 1000),
+        status=error.status if error else next((e.status for e in reversed(api.exchanges) if e.status), None),
+        error=error.code if error else None,
+        fields=fields,
+        exchanges=tuple(api.exchanges),
+    )
+
+    def close(row: Delivery | None) -> Delivery:
+        present = _present(row, claimed)
+        if receipt is not None:
+            return schedule.succeeded(present, claimed, receipt, held=held, now=ended)
+        failure = error or Retryable("The push ended without an outcome.", code="nonsense")
+        present = replace(present, unsure_since=push.unsure_since)
+        return schedule.failed(present, claimed, failure, held=held, now=ended, draw=random.random())  # noqa: S311
+
+    delivery = store.finish(push.ticket, claimed, close, attempt)
+    log.event(
+        "delivery.attempted",
+        target=claimed.target,
+        source=claimed.key.source,
+        source_id=claimed.key.source_id,
+        outcome=attempt.outcome,
+        state=delivery.state.value,
+        status=attempt.status,
+        duration_ms=attempt.duration_ms,
+        calls=len(api.exchanges),
+    )
+    return Delivered(delivery, held.reason if isinstance(error, Refused) and held.mode == "held" else "")
+
+
+def _present(row: Delivery | None, claimed: Delivery) -> Delivery:
+    return row or claimed
+
+
+def _held(store: Store, claimed: Delivery) -> TargetStatus:
+    return store.target_status(claimed.target)
+
+
+def _note_refusal(store: Store, target: str, error: Refused, held: TargetStatus) -> TargetStatus:
+    """Hold the target once it refused us as often as the error asks for."""
+    now = utc_now()
+    if store.note_refusal(target, now) < error.tries or held.mode != "open":
+        return store.target_status(target)
+    log.event("target.held", level="error", target=target, error=error.code, status=error.status)
+    store.hold(target, str(error), now, now + timedelta(seconds=PROBE_S))
+    return store.target_status(target)
+
+
+def probe(
+    connection: TargetConnection, api: Api, store: Store, status: TargetStatus, now: datetime
+) -> TargetStatus:
+    """Try a held target's credentials with one harmless call: open it, or hold it for twice as long."""
+    try:
+        connection.target.check(api)
+    except DeliveryFailed as error:
+        held_for_s = (now - (status.since or now)).total_seconds()
+        pause_s = min(max(PROBE_S, held_for_s), PROBE_CAP_S)
+        store.hold(connection.name, str(error), now, now + timedelta(seconds=pause_s))
+    else:
+        log.event("target.resumed", target=connection.name)
+        store.resume(connection.name, "bridge: the credentials work again", now)
+    return store.target_status(connection.name)

@@ -1,0 +1,206 @@
+"""Process: in a source's lane, from stored bytes to what each target should hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from bridge import contact as contacts
+from bridge import log, rules
+from bridge.config import SourceConnection
+from bridge.errors import BadPayload
+from bridge.model import (
+    AuditEntry,
+    Change,
+    Contact,
+    Event,
+    InboundRequest,
+    Outcome,
+    RecordKey,
+    Verified,
+    Want,
+)
+from bridge.outbound import Api
+from bridge.pipeline.merging import lineage, merge_all
+from bridge.pipeline.reading import after_reading, read, wants_read
+from bridge.rules import Route
+from bridge.sources.base import Genuine, change_fields
+from bridge.store.protocol import Decision, Inbound, InboundResult, Store, Ticket, Work
+
+BATCH = 200  # inbounds a round: one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A stored request with what it says, or why it says nothing."""
+
+    inbound: Inbound
+    events: Sequence[Event] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round of processing came to."""
+
+    woken: Mapping[str, datetime]  # lanes made due
+    more: bool  # there is more to do at once
+
+
+def process(
+    connection: SourceConnection,
+    routes: Sequence[Route],
+    store: Store,
+    ticket: Ticket,
+    api: Callable[[], Api] | None,
+    now: datetime,
+) -> Round:
+    """Process one batch of the source's lane: parse, read what events left out, merge, decide, commit.
+
+    *api* makes a client for the CRM, None where records cannot be read.
+    """
+    work = store.work(connection.name, now, BATCH)
+    if not work.inbounds and not work.keys:
+        return Round({}, more=False)
+    parsed = [parse(connection, inbound) for inbound in work.inbounds]
+    account = work.account or _first_account(parsed)
+    changes = [
+        contacts.clamp(change, one.inbound.received_at)
+        for one in parsed
+        for event in one.events
+        for change in event.changes
+        if not _foreign(change, account)
+    ]
+    known = _load(store, {change.key for change in changes} | set(work.keys), changes)
+    before = dict(known)
+    touched = merge_all(known, changes) | set(work.keys)
+    reads_due = [key for key in sorted(touched) if wants_read(known.get(key), now)] if api else []
+    if api and reads_due:
+        touched |= read(connection, routes, api(), known, store, reads_due, now)
+    touched &= known.keys()
+    decision = Decision(
+        contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
+        wants=_decide(routes, known, touched, work, can_read=api is not None),
+        results=[_result(one, account, known) for one in parsed],
+        audit=[entry for one in parsed for entry in _facts(one, account, known, now)],
+        erased={key for key in touched if known[key].erased},
+        decided=work.keys,
+        account=account,
+    )
+    return Round(store.commit(ticket, decision, now), more=work.more)
+
+
+def parse(connection: SourceConnection, inbound: Inbound) -> Parsed:
+    """Read a stored request again; what it says is the same as when it came."""
+    if inbound.body is None:
+        return Parsed(inbound, problem="Its payload was pruned or erased.")
+    request = InboundRequest(inbound.method, inbound.url, inbound.headers, inbound.body)
+    genuine = Genuine(Verified(request), inbound.secret_index, inbound.signed_at)
+    try:
+        return Parsed(inbound, connection.source.parse(genuine, inbound.received_at))
+    except BadPayload as error:
+        return Parsed(inbound, problem=str(error))
+    except Exception as error:  # one request that we fail on must not stop the lane
+        log.bug("inbound.parser_failed", error, source=connection.name, inbound=inbound.id)
+        return Parsed(inbound, problem=f"Bridge failed to read it ({type(error).__name__}, a bug). It is kept.")
+
+
+def _first_account(parsed: Iterable[Parsed]) -> str | None:
+    accounts = (change.account for one in parsed for event in one.events for change in event.changes)
+    return next((account for account in accounts if account), None)
+
+
+def _foreign(change: Change, account: str | None) -> bool:
+    """Two CRM accounts behind one URL would mix persons with equal ids: only the first one counts."""
+    return bool(account and change.account and change.account != account)
+
+
+def _load(store: Store, keys: set[RecordKey], changes: Sequence[Change]) -> dict[RecordKey, Contact]:
+    """Return the contacts of *keys* and all that they are merged with, as far as they are known."""
+    wanted = set(keys)
+    wanted |= {RecordKey(change.key.source, change.survivor) for change in changes if change.survivor}
+    known: dict[RecordKey, Contact] = {}
+    while wanted:
+        found = store.contacts(wanted)
+        known |= found
+        related = {
+            RecordKey(contact.key.source, source_id)
+            for contact in found.values()
+            for source_id in (*contact.absorbed, *([contact.merged_into] if contact.merged_into else []))
+        }
+        wanted = related - known.keys() - wanted
+    return known
+
+
+def _decide(
+    routes: Sequence[Route],
+    known: Mapping[RecordKey, Contact],
+    touched: set[RecordKey],
+    work: Work,
+    *,
+    can_read: bool,
+) -> list[Want]:
+    """Return what each target should hold. Survivors come first: they take over their losers' target ids."""
+    wants = []
+    for key in sorted(touched, key=lambda key: (known[key].merged_into is not None, key)):
+        contact = known[key]
+        absorbed = lineage(known, contact, lambda one: one.absorbed)
+        heirlooms = tuple(one.key.source_id for one in lineage(known, contact, lambda one: one.inherits))
+        for route in routes:
+            want = rules.decide(route, contact, absorbed)
+            if can_read:
+                want = after_reading(want, contact)
+            wants.append(
+                replace(
+                    want,
+                    inherit_from=heirlooms,
+                    again=key in work.replays,
+                    forget=contact.erased is not None,
+                )
+            )
+    return wants
+
+
+def _result(one: Parsed, account: str | None, known: Mapping[RecordKey, Contact]) -> InboundResult:
+    """Say what became of an inbound as a whole."""
+    changes = [change for event in one.events for change in event.changes]
+    ours = [change for change in changes if not _foreign(change, account)]
+    forget = any((contact := known.get(change.key)) is not None and contact.erased for change in ours)
+    unreadable = one.problem or next((event.unreadable for event in one.events if event.unreadable), "")
+    if unreadable:
+        return InboundResult(one.inbound.id, Outcome.UNREADABLE, unreadable, forget)
+    if ours:
+        people = len({change.key for change in ours})
+        return InboundResult(
+            one.inbound.id, Outcome.PROCESSED, f"Spoke of {people} contact{'s' * (people != 1)}.", forget
+        )
+    if changes:
+        reason = "It is from another CRM account than the one this source was first heard from."
+        return InboundResult(one.inbound.id, Outcome.IGNORED, reason)
+    reasons = sorted({event.ignored for event in one.events if event.ignored})
+    return InboundResult(one.inbound.id, Outcome.IGNORED, " ".join(reasons) or "It holds no events.")
+
+
+def _facts(
+    one: Parsed, account: str | None, known: Mapping[RecordKey, Contact], now: datetime
+) -> Iterable[AuditEntry]:
+    """Yield an audit entry for each contact that an inbound spoke of."""
+    by_key: dict[RecordKey, list[Change]] = {}
+    for event in one.events:
+        for change in event.changes:
+            if not _foreign(change, account):
+                by_key.setdefault(change.key, []).append(change)
+    for key, changes in by_key.items():
+        yield AuditEntry(
+            at=now,
+            kind="contact",
+            outcome=changes[-1].kind.value,
+            reason="Erased in the CRM: everything stored about this person was deleted."
+            if known[key].erased
+            else "",
+            source=key.source,
+            source_id=key.source_id,
+            inbound_id=one.inbound.id,
+            fields=change_fields(changes),
+        )
