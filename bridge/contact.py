@@ -74,6 +74,8 @@ def inherit(survivor: Contact, loser: Contact) -> Contact:
 
 def absorb(survivor: Contact, loser: RecordKey) -> Contact:
     """Return *survivor* knowing that *loser* was merged into it: an opt-out said there counts here."""
+    if survivor.erased:
+        return survivor
     return replace(survivor, absorbed=_with(survivor.absorbed, loser.source_id))
 
 
