@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import nodes
 from jinja2.environment import TemplateExpression
 from jinja2.exceptions import TemplateSyntaxError, UndefinedError
 from jinja2.filters import FILTERS
@@ -75,7 +75,7 @@ class Expression:
             tree = _named(_parse(text))
             names = frozenset(_check(tree))
             compiled = _compile(tree)
-        except RecursionError as error:
+        except (RecursionError, SyntaxError, MemoryError) as error:  # Python's own compiler has limits, too
             raise ValueError("the expression is nested too deeply") from error
         return cls(text, names, compiled, region)
 
@@ -99,7 +99,7 @@ class Expression:
             raise BadValue("The value is nested too deeply.") from error
         except TypeError as error:
             raise BadValue("The rule does not work with this kind of value.") from error
-        except (TemplateError, ArithmeticError, ValueError, LookupError, AttributeError, MemoryError) as error:
+        except Exception as error:  # whatever a stranger's value makes a filter raise, it is the value's fault
             raise BadValue("The rule cannot be computed with this value.") from error
 
     def evaluate(self, variables: Mapping[str, Any]) -> Value:
@@ -129,7 +129,7 @@ class _Unknown(Undefined):
         name: str | None = None,
         exc: type[Exception] = _NotKnown,
     ) -> None:
-        super().__init__(str(name or hint or "a value"), obj, name, _NotKnown)
+        super().__init__(str(name or "a value"), obj, name or "a value", _NotKnown)
 
     __iter__ = __str__ = __len__ = Undefined._fail_with_undefined_error
     __hash__ = Undefined.__hash__
