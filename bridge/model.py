@@ -228,6 +228,7 @@ class Delivery:
     status: int | None = None  # HTTP status of the last attempt
     unsure_since: datetime | None = None  # a create of unknown fate was sent then: search, do not create
     left_out: Mapping[str, str] = field(default_factory=dict)  # target field -> why the rules left it out
+    wanted_at: datetime | None = None  # since when the target is behind what is desired; None: it is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,7 @@ class Want:
     inherit_from: tuple[str, ...] = ()  # source ids whose target ids this contact may take over
     again: bool = False  # a replay: send a failed or ambiguous one again though nothing changed
     forget: bool = False  # the person was erased: keep nothing of what the target accepted
+    quiet_s: float = 0.0  # in a burst: wait this long for more before sending
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ CAP_S = 1800.0
 TRIES = 200
 TRIES_OF: Mapping[str, int] = {"nonsense": 8, "tls": 30}
 
+# In a burst each further change puts a delivery off a little, but never for longer than this.
+LONGEST_QUIET_S = 5.0
+
 DUE_NOW = "Due now; it is sent as soon as the target has a free turn."
 
 
@@ -58,7 +61,7 @@ def plan(current: Delivery | None, want: Want, *, held: TargetStatus, now: datet
     elif row.state is State.RETRYING and not want.again:
         planned = row  # the target is in trouble: the new state goes with the next try
     else:
-        planned = _due(row, held, now)
+        planned = _due(row, held, now, quiet_s=0 if desired.opt_out else want.quiet_s)
     return planned if planned == current else replace(planned, updated_at=now)
 
 
@@ -121,11 +124,16 @@ def _left_out(row: Delivery) -> str:
 
 def _settled(row: Delivery, state: State, reason: str) -> Delivery:
     """At rest: nothing is due, and what went wrong before is over."""
-    return replace(row, state=state, reason=reason, due_at=None, attempts=0, error=None, status=None)
+    return replace(
+        row, state=state, reason=reason, due_at=None, attempts=0, error=None, status=None, wanted_at=None
+    )
 
 
-def _due(row: Delivery, held: TargetStatus, now: datetime) -> Delivery:
-    row = replace(row, attempts=0, due_at=now)
+def _due(row: Delivery, held: TargetStatus, now: datetime, *, quiet_s: float = 0.0) -> Delivery:
+    wanted_at = row.wanted_at or now
+    latest = max(now, wanted_at + timedelta(seconds=LONGEST_QUIET_S))
+    due_at = min(now + timedelta(seconds=quiet_s), latest)
+    row = replace(row, attempts=0, due_at=due_at, wanted_at=wanted_at)
     if held.mode != "open":
         return replace(row, state=State.HELD, reason=held_reason(held))
     return replace(row, state=State.PENDING, reason=DUE_NOW)

@@ -86,6 +86,20 @@ def test_a_desire_withdrawn_during_a_push_waits() -> None:
     assert (row.state, row.due_at, row.target_id) == (State.WAITING, None, "t1")
 
 
+def test_in_a_burst_a_delivery_waits_for_more_but_not_for_long() -> None:
+    burst = replace(want(ANA), quiet_s=0.5)
+    row = schedule.plan(None, burst, held=OPEN, now=NOON)
+    assert row.due_at == NOON + timedelta(seconds=0.5)
+    later = NOON + timedelta(seconds=0.4)
+    row = schedule.plan(row, replace(want(ANITA), quiet_s=0.5), held=OPEN, now=later)
+    assert (row.due_at, row.wanted_at) == (later + timedelta(seconds=0.5), NOON)
+    late = NOON + timedelta(seconds=4.9)
+    row = schedule.plan(row, burst, held=OPEN, now=late)
+    assert row.due_at == NOON + timedelta(seconds=schedule.LONGEST_QUIET_S)
+    row = schedule.plan(row, replace(want(STOP), quiet_s=0.5), held=OPEN, now=late)
+    assert row.due_at == late  # an opt-out waits for nothing
+
+
 def test_a_held_target_holds() -> None:
     row = planned(want(ANA), held=HELD)
     assert row.state is State.HELD

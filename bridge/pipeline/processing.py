@@ -29,6 +29,9 @@ from bridge.sources.base import Genuine, change_fields
 from bridge.store.protocol import Decision, Inbound, InboundResult, Store, Ticket, Work
 
 BATCH = 200  # inbounds a round: one transaction
+# So many at once are a burst (an import, a bulk edit): more about the same persons is likely to follow at once.
+BURST = 10
+BURST_QUIET_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,7 @@ def _decide(
                     inherit_from=heirlooms,
                     again=key in work.replays,
                     forget=contact.erased is not None,
+                    quiet_s=BURST_QUIET_S if len(work.inbounds) > BURST else 0.0,
                 )
             )
     return wants
