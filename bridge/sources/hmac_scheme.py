@@ -1,0 +1,135 @@
+"""Any sender that signs with a shared secret, by a scheme that the configuration declares.
+
+What GitHub, Stripe and Slack do are cases of it; docs/sources/hmac.md spells them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, NoReturn
+
+from bridge import signing
+from bridge.model import Event, InboundRequest, RecordKey, Secret, Verified
+from bridge.outbound import Api
+from bridge.sources.base import Genuine, SourceType, cannot_read
+from bridge.sources.payload import Delivery, Mapped, Payload, sample
+
+KEPT_HEADERS = ("content-type", "user-agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Where the signature stands and what it is made of."""
+
+    header: str = field(metadata={"help": "the header that holds the signature"})
+    digest: Literal["sha1", "sha256", "sha384", "sha512"] = "sha256"
+    encoding: Literal["hex", "base64"] = "hex"
+    prefix: str = field(default="", metadata={"help": "what stands before the signature: 'sha256='"})
+    parts: tuple[str, ...] = field(
+        default=("body",),
+        metadata={"help": "what is signed, in order: body, timestamp, method, url, header:<name>, text:<literal>"},
+    )
+    separator: str = field(default="", metadata={"help": "what stands between the parts: '.' or ':'"})
+    between: str = field(
+        default="", metadata={"help": "what separates the entries of a header that lists several: ',' or ' '"}
+    )
+    key: Literal["text", "hex", "base64"] = field(
+        default="text", metadata={"help": "how the secret is written; its text is the key, unless said otherwise"}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Timestamp:
+    """Where the signed moment stands: in a header of its own, or behind a prefix in the signature's header."""
+
+    header: str = ""
+    prefix: str = field(default="", metadata={"help": "of its entry in the signature's header: 't='"})
+    unit: Literal["s", "ms", "iso"] = "s"
+    tolerance_s: float = field(default=300, metadata={"help": "how far it may be from our clock, either way"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A sender that signs with a shared secret."""
+
+    secrets: tuple[Secret, ...] = field(metadata={"help": "new first, old next: rotation without downtime"})
+    signature: Signature
+    timestamp: Timestamp | None = None
+    payload: Payload = field(default_factory=Payload)
+    require_token: bool = field(
+        default=False, metadata={"help": "accept only the URL with a token, from 'bridge url'"}
+    )
+
+
+class HmacSource:
+    """One sender. Raises `ValueError` where the scheme proves nothing or a secret is unusable."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        if not settings.secrets:
+            raise ValueError("secrets: at least one secret is needed")
+        scheme = _scheme(settings.signature, settings.timestamp)
+        self._credentials = [
+            signing.credential(scheme, secret.reveal(), settings.signature.key) for secret in settings.secrets
+        ]
+        self._mapped = Mapped(name, settings.payload)
+
+    def verify(self, request: InboundRequest, now: datetime) -> Genuine:
+        proof = signing.verify(request, self._credentials, now)
+        return Genuine(Verified(request), proof.index, proof.signed_at)
+
+    def parse(self, genuine: Genuine, received_at: datetime) -> list[Event]:
+        headers = SOURCE.keeps(genuine.request.headers)
+        return self._mapped.events(genuine.request.body, Delivery(headers, received_at, genuine.signed_at))
+
+    def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
+        return signing.sign(request, self._credentials[0], now)
+
+    def can_read(self) -> bool:
+        return False
+
+    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> NoReturn:
+        cannot_read(self.name)
+
+
+def _scheme(signature: Signature, timestamp: Timestamp | None) -> signing.Scheme:
+    if "secret" in signature.parts or "decoded_url" in signature.parts:
+        raise ValueError(
+            "signature.parts: body, timestamp, method, url, header:<name> and text:<literal> are parts"
+        )
+    try:
+        return signing.Scheme(
+            signature.header.lower(),
+            signature.parts,
+            separator=signature.separator,
+            digest=signature.digest,
+            encoding=signing.Encoding(signature.encoding),
+            prefix=signature.prefix,
+            between=signature.between,
+            stamp=_stamp(timestamp) if timestamp else None,
+        )
+    except ValueError as error:
+        raise ValueError(f"signature: {error}") from error
+
+
+def _stamp(timestamp: Timestamp) -> signing.Stamp:
+    return signing.Stamp(
+        timestamp.header.lower(),
+        timestamp.prefix,
+        signing.Unit(timestamp.unit),
+        past_s=timestamp.tolerance_s,
+        future_s=timestamp.tolerance_s,
+    )
+
+
+SOURCE = SourceType(
+    name="hmac",
+    title="Signed JSON (HMAC)",
+    settings=Settings,
+    make=HmacSource,
+    kept_headers=KEPT_HEADERS,
+    sample=sample,
+    keeps_others=True,
+)

@@ -1,0 +1,525 @@
+"""HubSpot: the webhooks of an app, the workflow action "Send a webhook", and reading contacts.
+
+An app's webhook is a list of up to 100 events that hold ids and at most one property each; a workflow sends one
+record. https://developers.hubspot.com/docs/api/webhooks
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal, NoReturn
+
+from bridge import signing
+from bridge.contact import clamp
+from bridge.errors import BadPayload, BadSignature, Permanent, Retryable, SourceUnavailable
+from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, Version
+from bridge.outbound import Api, Reply, segment
+from bridge.sources.base import Genuine, Read, SourceType
+from bridge.sources.reading import (
+    Unclear,
+    distinct,
+    event_key,
+    fingerprint,
+    moment,
+    read_json,
+    receipt_key,
+    record_id,
+    short,
+    text_or_none,
+)
+
+CONTACTS = "0-1"  # the objectTypeId of contacts in the generic object.* events
+READ_LIMIT = 100
+REDACTED = "REDACTED"  # what HubSpot writes in place of a sensitive value; it is never a value
+CODE = re.compile(r"[A-Z_]{1,60}")
+
+KINDS = {
+    "creation": Kind.CREATED,
+    "restore": Kind.CREATED,  # the record is back under the same id
+    "deletion": Kind.DELETED,
+    # An erasure request under privacy law, not a tidy-up in the CRM. A plain deletion comes beside it.
+    "privacyDeletion": Kind.ERASED,
+    "propertyChange": Kind.CHANGED,
+    "merge": Kind.MERGED,
+}
+
+KNOWN_FIELDS = (
+    "address", "city", "company", "country", "createdate", "date_of_birth", "email", "fax", "firstname",
+    "hs_additional_emails", "hs_email_optout", "hs_language", "hs_lead_status", "hs_object_id", "hubspot_owner_id",
+    "jobtitle", "lastmodifieddate", "lastname", "lifecyclestage", "mobilephone", "phone", "salutation", "state",
+    "website", "zip",
+)  # fmt: skip
+
+SignatureVersion = Literal["v1", "v2", "v3"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A HubSpot app, or the workflows of a portal that sign as that app."""
+
+    secrets: tuple[Secret, ...] = field(
+        metadata={"help": "the app's client secret (no access token); new first, old next"}
+    )
+    token: Secret | None = field(
+        default=None, metadata={"help": "an access token that may read contacts: thin events are then completed"}
+    )
+    api_base: str = field(default="https://api.hubapi.com", metadata={"help": "where contacts are read"})
+    portal_id: int | str | None = field(
+        default=None, metadata={"help": "the only HubSpot account to listen to; default: the first that is heard"}
+    )
+    signature_versions: tuple[SignatureVersion, ...] = field(
+        default=("v3", "v2"),
+        metadata={
+            "help": "what may prove a request; v1 is only for apps whose webhooks come without v3, as it has "
+            "no timestamp and covers nothing but the body"
+        },
+    )
+    require_token: bool = field(
+        default=False, metadata={"help": "accept only the URL with a token, from 'bridge url'"}
+    )
+
+
+class HubSpot:
+    """One app's webhooks. Raises `ValueError` where a secret is unusable."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self._settings = settings
+        if not settings.secrets:
+            raise ValueError("secrets: the app's client secret is needed")
+        if not settings.signature_versions:
+            raise ValueError("signature_versions: at least one of v1, v2 and v3 is needed")
+        schemes = {"v1": signing.HUBSPOT_V1, "v2": signing.HUBSPOT_V2, "v3": signing.HUBSPOT_V3}
+        self._credentials = {
+            version: [signing.credential(scheme, secret.reveal()) for secret in settings.secrets]
+            for version, scheme in schemes.items()
+        }
+        if settings.token is not None and not settings.token.reveal().strip():
+            raise ValueError("token: it is empty; leave the key out if contacts are not to be read")
+
+    # --- verifying ---------------------------------------------------------------------------------------
+
+    def verify(self, request: InboundRequest, now: datetime) -> Genuine:
+        """See `Source.verify`. A v3 signature that is there must be right, whatever else is there."""
+        version = _signature_version(request.headers)
+        if version not in self._settings.signature_versions:
+            raise BadSignature(
+                f"The request is signed by HubSpot's version {version}, which signature_versions does not allow."
+            )
+        proof = signing.verify(request, self._credentials[version], now)
+        return Genuine(Verified(request), proof.index, proof.signed_at)
+
+    def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
+        """See `Source.sign`. As HubSpot does, v1 goes beside v3."""
+        old = signing.sign(request, self._credentials["v1"][0], now)
+        old = replace(old, headers={**old.headers, "x-hubspot-signature-version": "v1"})
+        return signing.sign(old, self._credentials["v3"][0], now)
+
+    # --- parsing -----------------------------------------------------------------------------------------
+
+    def parse(self, genuine: Genuine, received_at: datetime) -> list[Event]:
+        body = read_json(genuine.request.body)
+        if isinstance(body, dict) and not ("subscriptionType" in body or "eventType" in body):
+            return [self._workflow(body, received_at)]
+        items = [body] if isinstance(body, dict) else body
+        if not isinstance(items, list):
+            raise BadPayload("The body is neither HubSpot's list of events nor a workflow's record.")
+        if not items:
+            return [Event(event_key("no events"), ignored="The request holds no events.")]
+        return distinct(self._event(item, received_at) for item in items)
+
+    def _event(self, item: Any, received_at: datetime) -> Event:
+        """Return one event of the webhooks API; one that makes no sense says why."""
+        if not isinstance(item, dict):
+            return Event(fingerprint(item), unreadable="It is no event: an entry of the list is not an object.")
+        word = text_or_none(item.get("subscriptionType")) or text_or_none(item.get("eventType")) or ""
+        thing, _, action = word.partition(".")
+        key = _key(item)
+        if thing not in {"contact", "object"} or not action:
+            if not word:
+                return Event(key, unreadable="It does not say what happened (no subscriptionType).")
+            return Event(key, ignored=f"'{short(word)}' is not about contacts.")
+        if thing == "object" and item.get("objectTypeId") != CONTACTS:
+            return Event(key, ignored="It is about another kind of HubSpot object, not about contacts.")
+        if action not in KINDS:
+            return Event(key, ignored=f"'{short(word)}' changes no field of a contact.")
+        account = text_or_none(item.get("portalId"))
+        if self._is_foreign(account):
+            return Event(key, ignored="It is from another HubSpot account than the configured portal_id.")
+        try:
+            version = Version(moment(item.get("occurredAt"), "occurredAt"), _event_id(item))
+            changes = tuple(self._changes(KINDS[action], item, version))
+        except Unclear as error:
+            return Event(key, unreadable=str(error))
+        return Event(key, tuple(clamp(replace(change, account=account), received_at) for change in changes))
+
+    def _changes(self, kind: Kind, item: Mapping[str, Any], version: Version) -> Iterator[Change]:
+        if kind is Kind.MERGED:
+            yield from self._merge(item, version)
+            return
+        key = self._record(record_id(item.get("objectId"), "objectId"))
+        if kind is Kind.CHANGED:
+            fields = _property(item)
+            yield Change(key, kind, version, fields, thin=not fields)
+        else:
+            yield Change(key, kind, version, thin=kind is Kind.CREATED)
+
+    def _merge(self, item: Mapping[str, Any], version: Version) -> Iterator[Change]:
+        """Yield what a merge means for the records that end, and for the one they live on as.
+
+        HubSpot now makes a new record of two; its id is newObjectId. Older merges kept the primary one.
+        """
+        primary = record_id(item.get("primaryObjectId", item.get("objectId")), "primaryObjectId")
+        merged = item.get("mergedObjectIds")
+        if not isinstance(merged, list):
+            raise Unclear("It is a merge that does not name the merged records.")
+        losers = [record_id(loser, "mergedObjectIds") for loser in merged]
+        new = item.get("newObjectId")
+        survivor = record_id(new, "newObjectId") if new not in (None, "", 0, "0") else primary
+        ended = [loser for loser in dict.fromkeys([primary, *losers]) if loser != survivor]
+        if not ended:
+            raise Unclear("It is a merge of a record with itself.")
+        for loser in ended:
+            yield Change(
+                self._record(loser),
+                Kind.MERGED,
+                version,
+                survivor=survivor,
+                heir_of=loser == primary,  # the new record is the primary one under another id
+            )
+        yield Change(self._record(survivor), Kind.CHANGED, version, thin=True)
+
+    def _workflow(self, body: Mapping[str, Any], received_at: datetime) -> Event:
+        """Return the event of a workflow: the record as the object API has it, or what its author chose to send.
+
+        https://developers.hubspot.com/docs/methods/workflows/webhook_information
+        """
+        content = fingerprint(body)
+        account = text_or_none(body.get("portal-id")) or text_or_none(body.get("portalId"))
+        key = event_key("workflow", account, content)
+        if body.get("objectTypeId") not in (None, CONTACTS) or body.get("is-contact") is False:
+            return Event(key, ignored="It is about another kind of HubSpot object, not about contacts.")
+        if self._is_foreign(account):
+            return Event(key, ignored="It is from another HubSpot account than the configured portal_id.")
+        properties = body["properties"] if isinstance(body.get("properties"), dict) else _flat(body)
+        try:
+            record = self._record(_workflow_id(body, properties))
+        except Unclear as error:
+            return Event(key, unreadable=str(error))
+        said = _said(properties)
+        timed = bool(said) and None not in said
+        if not timed:
+            # Without a time of its own a body may repeat an earlier one and yet be news, and it may be days old
+            # (a retry): each receipt counts, and the record is read where that is possible.
+            key = receipt_key(received_at, "workflow", account, content)
+        changes = [
+            Change(
+                record,
+                Kind.CHANGED,
+                Version(at or received_at, f"workflow:{content[:16]}"),
+                fields,
+                thin=not timed,
+                account=account,
+            )
+            for at, fields in (said or {None: {}}).items()
+        ]
+        return Event(key, tuple(clamp(change, received_at) for change in changes))
+
+    def _record(self, source_id: str) -> RecordKey:
+        return RecordKey(self.name, source_id)
+
+    def _is_foreign(self, account: str | None) -> bool:
+        wanted = self._settings.portal_id
+        return wanted is not None and account is not None and account != str(wanted).strip()
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def can_read(self) -> bool:
+        return self._settings.token is not None
+
+    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> list[Read]:
+        """See `Source.read`. At most 100 records a call.
+
+        https://developers.hubspot.com/docs/api-reference/crm-contacts-v3/batch/post-crm-v3-objects-contacts-batch-read
+        """
+        asked = list(dict.fromkeys(key.source_id for key in keys))
+        if not asked:
+            return []
+        names = sorted(set(fields))
+        reply = self._call(
+            api,
+            "POST",
+            "/crm/v3/objects/contacts/batch/read",
+            json={
+                "properties": names,
+                "propertiesWithHistory": [],
+                "inputs": [{"id": source_id} for source_id in asked],
+            },
+        )
+        if reply.status not in {200, 207}:
+            self._refuse(reply)
+        answer = _object(_json(reply))
+        records = {
+            record["id"]: record for record in map(_object, _list(answer.get("results"))) if _is_record(record)
+        }
+        unknown = _not_found(answer)
+        reads = {}
+        for source_id in asked:
+            record = records.get(source_id)
+            if record is None and source_id not in unknown:
+                # It may have been merged: then HubSpot answers with the survivor, and by position nothing is sure.
+                record = self._read_one(api, source_id, names)
+            reads[source_id] = self._as_read(source_id, record, names)
+        return [replace(reads[key.source_id], asked=key) for key in keys]
+
+    def _read_one(self, api: Api, source_id: str, names: Sequence[str]) -> Mapping[str, Any] | None:
+        """Return the record that *source_id* leads to, None where HubSpot knows none."""
+        reply = self._call(
+            api,
+            "GET",
+            f"/crm/v3/objects/contacts/{segment(source_id)}",
+            query={"properties": ",".join(names)} if names else None,
+        )
+        if reply.status == 404:
+            return None
+        if reply.status != 200:
+            self._refuse(reply)
+        record = _object(_json(reply))
+        if not _is_record(record):
+            raise SourceUnavailable("HubSpot's answer is not a contact. Bridge tries again later.")
+        return record
+
+    def _as_read(self, source_id: str, record: Mapping[str, Any] | None, names: Sequence[str]) -> Read:
+        asked = self._record(source_id)
+        if record is None or record.get("archived") is True:
+            return Read(asked, asked, None, None)
+        properties = _object(record.get("properties"))
+        try:
+            changed_at = moment(record.get("updatedAt") or properties.get("lastmodifieddate"), "updatedAt")
+        except Unclear as error:
+            raise SourceUnavailable("HubSpot's answer does not say when the contact was last changed.") from error
+        # Null: HubSpot knows the property and it is empty. Absent: there is no such property.
+        said = {name: "" if properties[name] is None else properties[name] for name in names if name in properties}
+        return Read(asked, self._record(record["id"]), said, Version(changed_at, "read"))
+
+    def _call(
+        self, api: Api, method: str, path: str, *, json: Any = None, query: Mapping[str, str] | None = None
+    ) -> Reply:
+        if self._settings.token is None:
+            raise SourceUnavailable(f"No token is configured for {self.name}, so its contacts cannot be read.")
+        headers = {"Authorization": f"Bearer {self._settings.token.reveal().strip()}"}
+        try:
+            return api.call(method, path, json=json, query=query, headers=headers)
+        except Retryable as error:
+            raise SourceUnavailable(
+                f"HubSpot cannot be read now: {error}", retry_after_s=error.retry_after_s
+            ) from error
+        except Permanent as error:
+            raise SourceUnavailable(f"HubSpot cannot be read: {error}") from error
+
+    def _refuse(self, reply: Reply) -> NoReturn:
+        if reply.status in {401, 403}:
+            raise SourceUnavailable(
+                f"HubSpot refuses the token of {self.name} (HTTP {reply.status}). Contacts are read again once it "
+                "is replaced by one with the scope crm.objects.contacts.read."
+            )
+        if reply.status == 429:
+            raise SourceUnavailable(
+                "HubSpot asks for fewer calls (HTTP 429). Bridge reads the contacts later.",
+                retry_after_s=reply.retry_after_s,
+            )
+        code = text_or_none(_object(reply.json_or_none()).get("category")) or ""
+        said = f", {code}" if CODE.fullmatch(code) else ""
+        raise SourceUnavailable(
+            f"HubSpot did not give the contacts (HTTP {reply.status}{said}). Bridge tries again later.",
+            retry_after_s=reply.retry_after_s,
+        )
+
+
+# --- headers ---------------------------------------------------------------------------------------------
+
+
+def _signature_version(headers: Mapping[str, str]) -> str:
+    """Return which version proves the request: v3 wherever it is there, else what the request says."""
+    if "x-hubspot-signature-v3" in headers:
+        return "v3"
+    named = headers.get("x-hubspot-signature-version", "")
+    if named in {"v1", "v2"}:
+        return named
+    raise BadSignature("The request holds no signature of HubSpot's.")
+
+
+# --- one event of the webhooks API -----------------------------------------------------------------------
+
+
+def _key(item: Mapping[str, Any]) -> str:
+    """Return what tells repeats of an event. HubSpot's eventId alone is not unique; attemptNumber is no part."""
+    parts = [text_or_none(item.get(name)) for name in ("portalId", "subscriptionId", "eventId")]
+    object_id = text_or_none(item.get("objectId"))
+    pair = [text_or_none(item.get(name)) for name in ("fromObjectId", "toObjectId")]
+    about = [object_id] if object_id else pair
+    rest = [text_or_none(item.get(name)) for name in ("propertyName", "occurredAt")]
+    if not parts[2] or not rest[1]:
+        # Not an event as HubSpot documents it; its content without the count of attempts must do.
+        return fingerprint({name: value for name, value in item.items() if name != "attemptNumber"})
+    return event_key(*parts, *about, *rest)
+
+
+def _event_id(item: Mapping[str, Any]) -> str:
+    """Return a text that puts events of one millisecond into one order, whatever order they arrive in."""
+    number = text_or_none(item.get("eventId")) or ""
+    return f"{number:0>20}:{text_or_none(item.get('propertyName')) or ''}"
+
+
+def _property(item: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the property that changed; nothing where HubSpot withholds its value."""
+    name = item.get("propertyName")
+    if not isinstance(name, str) or not name:
+        raise Unclear("It is a change of a property that it does not name.")
+    if "propertyValue" not in item or item.get("isSensitive") is True or item["propertyValue"] == REDACTED:
+        return {}
+    return {name: _as_text(item["propertyValue"])}
+
+
+def _as_text(value: Any) -> str:
+    """Return a property's value as HubSpot writes it everywhere: as text, "" where it is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    raise Unclear("The value of a property is not a text.")
+
+
+# --- a workflow's record ---------------------------------------------------------------------------------
+
+# Keys of a record that are not properties of the contact.
+_NOT_PROPERTIES = frozenset({"vid", "objectId", "portalId", "portal-id", "objectTypeId", "is-contact"})
+
+
+def _flat(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in body.items() if name not in _NOT_PROPERTIES}
+
+
+def _workflow_id(body: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    for name in ("vid", "objectId", "hs_object_id", "id"):
+        if body.get(name) is not None:
+            return record_id(body[name], name)
+    if "hs_object_id" in fields:
+        return record_id(_with_moment(fields["hs_object_id"])[0], "hs_object_id")
+    raise Unclear(
+        "It does not say which contact it is about. Add the property 'Record ID' (hs_object_id) to what the "
+        "workflow sends."
+    )
+
+
+def _said(properties: Mapping[str, Any]) -> dict[datetime | None, dict[str, Value]]:
+    """Return the properties by the moment they were set; by None those of which nothing says when.
+
+    What cannot be read as a property (a list that the author added) is left out.
+    """
+    said: dict[datetime | None, dict[str, Value]] = {}
+    modified_at = _modified_at(properties)
+    for name, value in properties.items():
+        try:
+            text, at = _with_moment(value)
+        except Unclear:
+            continue
+        if text != REDACTED:
+            said.setdefault(at or modified_at, {})[name] = text
+    return said
+
+
+def _modified_at(properties: Mapping[str, Any]) -> datetime | None:
+    """Return when the record was last changed, where the workflow sends that property."""
+    for name in ("lastmodifieddate", "hs_lastmodifieddate"):
+        try:
+            return moment(_with_moment(properties.get(name))[0], name)
+        except Unclear:
+            continue
+    return None
+
+
+def _with_moment(value: Any) -> tuple[str, datetime | None]:
+    """Return a property's value and when it was set: it is a text, or an object with its history.
+
+    Raises:
+        Unclear: it is neither.
+    """
+    if not isinstance(value, dict):
+        return _as_text(value), None
+    if "value" not in value:
+        raise Unclear("A property of the record holds no value.")
+    history = value.get("versions")
+    newest = history[0] if isinstance(history, list) and history else None
+    at = value.get("timestamp") or (newest.get("timestamp") if isinstance(newest, dict) else None)
+    return _as_text(value["value"]), moment(at, "timestamp") if at else None
+
+
+# --- answers ---------------------------------------------------------------------------------------------
+
+
+def _json(reply: Reply) -> Any:
+    try:
+        return reply.json()
+    except Retryable as error:
+        raise SourceUnavailable(f"HubSpot cannot be read now: {error}") from error
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    return isinstance(record.get("id"), str) and isinstance(record.get("properties"), dict)
+
+
+def _not_found(answer: Mapping[str, Any]) -> set[str]:
+    """Return the ids of which HubSpot says in so many words that it does not know them."""
+    found: set[str] = set()
+    for error in map(_object, _list(answer.get("errors"))):
+        if error.get("category") == "OBJECT_NOT_FOUND":
+            found.update(str(one) for one in _list(_object(error.get("context")).get("ids")))
+    return found
+
+
+def sample(now: datetime) -> bytes:
+    """Return a batch as the webhooks API sends it: a changed phone number."""
+    at = int(now.timestamp() * 1000)
+    event = {
+        "eventId": at,
+        "subscriptionId": 26,
+        "portalId": 62515,
+        "appId": 1160452,
+        "occurredAt": at,
+        "subscriptionType": "contact.propertyChange",
+        "attemptNumber": 0,
+        "objectId": 1246965,
+        "propertyName": "mobilephone",
+        "propertyValue": "+14155550123",
+        "changeSource": "CRM_UI",
+        "sourceId": "userId:9001",
+    }
+    return json.dumps([event], separators=(",", ":")).encode()
+
+
+SOURCE = SourceType(
+    name="hubspot",
+    title="HubSpot",
+    settings=Settings,
+    make=HubSpot,
+    kept_headers=("content-type", "user-agent", "x-hubspot-signature-version", "x-hubspot-request-timestamp"),
+    read_limit=READ_LIMIT,
+    read_base_url=lambda settings: str(settings.api_base),
+    known_fields=KNOWN_FIELDS,
+    sample=sample,
+)

@@ -1,0 +1,198 @@
+"""Reading contacts out of any JSON body, by a mapping that the configuration declares.
+
+Its entries are expressions over ``body`` (the whole body), ``headers`` (lower-case names, ``headers['x-event']``)
+and ``item`` (the part that is about one contact).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from bridge.contact import clamp
+from bridge.errors import BadPayload
+from bridge.expressions import Expression
+from bridge.model import Change, Event, Kind, RecordKey, Value, Version, iso
+from bridge.sources.reading import (
+    Unclear,
+    distinct,
+    event_key,
+    fingerprint,
+    moment,
+    read_json,
+    receipt_key,
+    short,
+)
+from bridge.values import BadValue
+
+MAX_ITEMS = 5_000  # of one body; the sender waits while they are counted
+MAX_ID = 200  # characters
+KINDS = {kind.value: kind for kind in (Kind.CHANGED, Kind.CREATED, Kind.DELETED, Kind.ERASED)}
+IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Where things are in the sender's JSON; every entry is an expression over ``body``, ``headers``, ``item``."""
+
+    items: str = field(
+        default="[body]", metadata={"help": "a list with one item for each contact; default: the body is one item"}
+    )
+    id: str = field(default="item.data.id", metadata={"help": "the sender's own id of the contact"})
+    occurred_at: str = field(
+        default="item.timestamp",
+        metadata={
+            "help": "when it happened: ISO 8601 with an offset, or Unix time; where it gives nothing, the signed "
+            "timestamp counts, else the time of receipt"
+        },
+    )
+    kind: str = field(
+        default="'changed'", metadata={"help": "gives 'changed', 'created', 'deleted', 'erased' or 'ignore'"}
+    )
+    fields: str = field(default="item.data", metadata={"help": "an object with the contact's fields"})
+    event_id: str = field(
+        default="",
+        metadata={"help": "what tells repeats of the event; default: the sender's id, else its content"},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What is known of a request beside its body."""
+
+    headers: Mapping[str, str]
+    received_at: datetime
+    signed_at: datetime | None
+    sender_id: str = ""  # the sender's own id of the delivery, the same in all its retries
+
+
+class Mapped:
+    """A `Payload`, compiled. Raises `ValueError` naming the entry that is no expression."""
+
+    def __init__(self, source: str, payload: Payload) -> None:
+        self.source = source
+        self.items = _compile("items", payload.items, {"body", "headers"})
+        self.id = _compile("id", payload.id)
+        self.occurred_at = _compile("occurred_at", payload.occurred_at)
+        self.kind = _compile("kind", payload.kind)
+        self.fields = _compile("fields", payload.fields)
+        self.event_id = _compile("event_id", payload.event_id) if payload.event_id else None
+
+    def events(self, body: bytes, delivery: Delivery) -> list[Event]:
+        """Return one event for each item.
+
+        Raises:
+            BadPayload: the body is no JSON, or has no list of items.
+        """
+        content = read_json(body)
+        common = {"body": content, "headers": dict(delivery.headers)}
+        try:
+            items = _value(self.items, common, "items")
+        except Unclear as error:
+            raise BadPayload(str(error)) from error
+        if not isinstance(items, list):
+            raise BadPayload("The expression payload.items gives no list for this body.")
+        if len(items) > MAX_ITEMS:
+            raise BadPayload(f"The body holds more than {MAX_ITEMS:,} items.")
+        if not items:
+            return [Event(event_key(fingerprint(content)), ignored="The request is about no contact: no items.")]
+        return distinct(
+            self._event(number, {**common, "item": item}, delivery) for number, item in enumerate(items)
+        )
+
+    def _event(self, number: int, variables: Mapping[str, Any], delivery: Delivery) -> Event:
+        """Return the event of the item with this *number*; one that makes no sense says why."""
+        item = fingerprint(variables["item"])
+        unread = event_key(delivery.sender_id, number, item)
+        try:
+            kind = self._kind(variables)
+            if kind is None:
+                return Event(unread, ignored="The payload's kind says to ignore it.")
+            source_id = self._id(variables)
+            said_at = self._said_at(variables)
+            given_id = self._given_id(variables)
+            fields = self._fields(variables) if kind in {Kind.CHANGED, Kind.CREATED} else {}
+        except Unclear as error:
+            return Event(unread, unreadable=str(error))
+        order = f"{number:05d}"  # of two items with one moment, the later in the list counts
+        if given_id:
+            key, event_id = event_key(given_id, source_id), f"{given_id}:{order}"
+        elif delivery.sender_id:
+            key, event_id = event_key(delivery.sender_id, number), f"{delivery.sender_id}:{order}"
+        elif said_at:
+            key = event_id = event_key(source_id, kind, iso(said_at), fingerprint(fields))
+        elif delivery.signed_at:
+            key, event_id = receipt_key(delivery.signed_at, number, item), f"{order}:{item}"
+        else:
+            key, event_id = receipt_key(delivery.received_at, number, item), f"{order}:{item}"
+        occurred_at = said_at or delivery.signed_at or delivery.received_at
+        change = Change(RecordKey(self.source, source_id), kind, Version(occurred_at, event_id), fields)
+        return Event(key, (clamp(change, delivery.received_at),))
+
+    def _kind(self, variables: Mapping[str, Any]) -> Kind | None:
+        word = _value(self.kind, variables, "kind")
+        if word == IGNORE:
+            return None
+        if not isinstance(word, str) or word not in KINDS:
+            raise Unclear(f"The expression payload.kind gives '{short(word)}', which is no kind of event.")
+        return KINDS[word]
+
+    def _id(self, variables: Mapping[str, Any]) -> str:
+        found = _value(self.id, variables, "id")
+        if isinstance(found, int) and not isinstance(found, bool):
+            found = str(found)
+        if not isinstance(found, str) or not found.strip() or len(found) > MAX_ID:
+            raise Unclear("The expression payload.id gives no usable id for this item.")
+        return found.strip()
+
+    def _said_at(self, variables: Mapping[str, Any]) -> datetime | None:
+        found = _value(self.occurred_at, variables, "occurred_at")
+        return None if found is None or found == "" else moment(found, "payload.occurred_at")
+
+    def _given_id(self, variables: Mapping[str, Any]) -> str:
+        if self.event_id is None:
+            return ""
+        found = _value(self.event_id, variables, "event_id")
+        return str(found)[:MAX_ID] if isinstance(found, str | int) and not isinstance(found, bool) else ""
+
+    def _fields(self, variables: Mapping[str, Any]) -> Mapping[str, Value]:
+        found = _value(self.fields, variables, "fields")
+        if not isinstance(found, dict):
+            raise Unclear("The expression payload.fields gives no object for this item.")
+        return found
+
+
+def _compile(entry: str, text: str, known: set[str] | None = None) -> Expression:
+    try:
+        expression = Expression.compile(text)
+    except ValueError as error:
+        raise ValueError(f"payload.{entry}: {error}") from error
+    known = known or {"body", "headers", "item"}
+    unknown = sorted(expression.names - known)
+    if unknown:
+        raise ValueError(f"payload.{entry}: '{unknown[0]}' is not known here; there is {', '.join(sorted(known))}")
+    return expression
+
+
+def _value(expression: Expression, variables: Mapping[str, Any], entry: str) -> Value:
+    try:
+        return expression.evaluate(variables)
+    except BadValue:
+        # The cause may speak of the value; what is told for good names the entry only.
+        raise Unclear(f"The expression payload.{entry} cannot be computed for this item.") from None
+
+
+def sample(now: datetime) -> bytes:
+    """Return a body that fits the defaults of `Payload`."""
+    contact = {
+        "id": "1001",
+        "email": "ada@example.com",
+        "phone": "+14155550123",
+        "firstname": "Ada",
+        "lastname": "Lovelace",
+        "updated_by": "bridge send",
+    }
+    return json.dumps({"type": "contact.updated", "timestamp": iso(now), "data": contact}).encode()

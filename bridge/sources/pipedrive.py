@@ -1,0 +1,292 @@
+"""Pipedrive: webhooks of version 2, and of version 1 as older accounts still send them.
+
+Each holds one whole person, so nothing needs to be read. There is no signature: HTTP Basic is all that Pipedrive
+has. https://pipedrive.readme.io/docs/guide-for-webhooks-v2
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NoReturn
+
+from bridge import signing
+from bridge.contact import clamp
+from bridge.errors import BadPayload
+from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, Version, iso
+from bridge.outbound import Api
+from bridge.sources.base import Genuine, SourceType, cannot_read
+from bridge.sources.reading import (
+    Unclear,
+    event_key,
+    fingerprint,
+    moment,
+    read_json,
+    record_id,
+    short,
+    text_or_none,
+)
+
+PERSON = "person"
+KINDS = {
+    "create": Kind.CREATED,
+    "change": Kind.CHANGED,
+    "delete": Kind.DELETED,
+    # Version 1
+    "added": Kind.CREATED,
+    "updated": Kind.CHANGED,
+    "deleted": Kind.DELETED,
+    "merged": Kind.CHANGED,  # sent of the person that stays
+}
+LABELS = ("work", "home", "mobile", "other")  # of phones and e-mail addresses, in Pipedrive's own lists
+
+KNOWN_FIELDS = (
+    "add_time", "email", "emails", "email_home", "email_other", "email_work", "first_name", "id", "label",
+    "label_ids", "last_name", "marketing_status", "name", "org_id", "owner_id", "phone", "phone_home",
+    "phone_mobile", "phone_other", "phone_work", "phones", "update_time", "visible_to",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a webhook's fields "HTTP Auth username" and "HTTP Auth password" hold."""
+
+    user: str
+    password: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The webhooks of a Pipedrive company."""
+
+    credentials: tuple[Login, ...] = field(
+        metadata={"help": "{ user, password } as typed into the webhook; several while they are being changed"}
+    )
+    company_id: int | str | None = field(
+        default=None,
+        metadata={"help": "the only Pipedrive company to listen to; default: the first that is heard"},
+    )
+    require_token: bool = field(
+        default=False, metadata={"help": "accept only the URL with a token, from 'bridge url'"}
+    )
+
+
+class Pipedrive:
+    """One company's webhooks. Raises `ValueError` where a login is unusable."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self._company_id = None if settings.company_id is None else str(settings.company_id).strip()
+        if not settings.credentials:
+            raise ValueError("credentials: at least one { user, password } is needed")
+        self._credentials = [
+            signing.basic_credential(login.user, login.password.reveal()) for login in settings.credentials
+        ]
+
+    def verify(self, request: InboundRequest, now: datetime) -> Genuine:
+        proof = signing.verify(request, self._credentials, now)
+        return Genuine(Verified(request), proof.index)
+
+    def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
+        return signing.sign(request, self._credentials[0], now)
+
+    def parse(self, genuine: Genuine, received_at: datetime) -> list[Event]:
+        body = read_json(genuine.request.body)
+        meta = body.get("meta") if isinstance(body, dict) else None
+        if not isinstance(meta, dict):
+            raise BadPayload("The body is no Pipedrive webhook: it has no 'meta'.")
+        old = body.get("v") == 1 and text_or_none(meta.get("version")) != "2.0"
+        said = _first_version(meta, body) if old else _second_version(meta, body)
+        return [self._event(said, received_at)]
+
+    def _event(self, said: _Said, received_at: datetime) -> Event:
+        if said.entity != PERSON:
+            return Event(said.key, ignored=f"'{short(said.entity)}' is not about persons.")
+        if said.action not in KINDS:
+            return Event(said.key, ignored=f"The action '{short(said.action)}' changes no person.")
+        if self._company_id is not None and said.account is not None and said.account != self._company_id:
+            return Event(said.key, ignored="It is from another Pipedrive company than the configured company_id.")
+        try:
+            change = self._change(said)
+        except Unclear as error:
+            return Event(said.key, unreadable=str(error))
+        return Event(said.key, (clamp(change, received_at),))
+
+    def _change(self, said: _Said) -> Change:
+        kind = KINDS[said.action]
+        key = RecordKey(self.name, record_id(said.person_id, "id of a person"))
+        version = Version(moment(said.at, "meta.timestamp"), said.event_id)
+        if kind is Kind.DELETED:
+            if said.merged_to is None:
+                return Change(key, kind, version, account=said.account)
+            survivor = record_id(said.merged_to, "merged_to_id")
+            if survivor == key.source_id:
+                raise Unclear("It is a merge of a person with itself.")
+            return Change(key, Kind.MERGED, version, survivor=survivor, account=said.account)
+        if not isinstance(said.person, dict):
+            raise Unclear("It does not hold the person that it speaks of.")
+        return Change(key, kind, version, _fields(said.person), account=said.account)
+
+    def can_read(self) -> bool:
+        return False
+
+    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> NoReturn:
+        cannot_read(self.name)
+
+
+# --- the two versions ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a webhook says, whichever its version; nothing of it is checked yet."""
+
+    key: str
+    event_id: str
+    entity: str
+    action: str
+    account: str | None
+    person_id: Any
+    person: Any
+    at: Any
+    merged_to: Any = None
+
+
+def _second_version(meta: Mapping[str, Any], body: Mapping[str, Any]) -> _Said:
+    webhook_id, event_id = text_or_none(meta.get("webhook_id")), text_or_none(meta.get("id"))
+    # `attempt` counts the retries and is no part of what tells events apart.
+    content = fingerprint({**body, "meta": {name: value for name, value in meta.items() if name != "attempt"}})
+    person = body.get("data")
+    known = person if isinstance(person, dict) else body.get("previous")
+    return _Said(
+        key=event_key(webhook_id, event_id) if event_id else event_key(content),
+        event_id=event_id or content,
+        entity=text_or_none(meta.get("entity")) or "",
+        action=text_or_none(meta.get("action")) or "",
+        account=text_or_none(meta.get("company_id")),
+        person_id=meta.get("entity_id") or (known.get("id") if isinstance(known, dict) else None),
+        person=person,
+        at=meta.get("timestamp"),
+        merged_to=meta.get("merged_to_id") or None,
+    )
+
+
+def _first_version(meta: Mapping[str, Any], body: Mapping[str, Any]) -> _Said:
+    """Read version 1, whose ``meta.id`` is the person's id: its events have none of their own."""
+    at = meta.get("timestamp_micro") or meta.get("timestamp")
+    person = body.get("current")
+    about = [text_or_none(meta.get(name)) for name in ("webhook_id", "object", "id", "action")]
+    key = event_key(*about, text_or_none(at), fingerprint(person))
+    return _Said(
+        key=key,
+        event_id=key,
+        entity=about[1] or "",
+        action=about[3] or "",
+        account=text_or_none(meta.get("company_id")),
+        person_id=meta.get("id"),
+        person=person,
+        at=at,
+    )
+
+
+# --- a person --------------------------------------------------------------------------------------------
+
+
+def _fields(person: Mapping[str, Any]) -> dict[str, Value]:
+    """Return a person's fields, flat. A custom field is named by its 40-character key."""
+    fields: dict[str, Value] = {}
+    for name, value in person.items():
+        if name in {"emails", "email"}:
+            fields |= _ways("email", value)
+        elif name in {"phones", "phone"}:
+            fields |= _ways("phone", value)
+        elif name == "custom_fields":
+            if isinstance(value, dict):
+                for hashed, custom in value.items():
+                    fields |= _custom(hashed, custom)
+        else:
+            fields[name] = value
+    return fields
+
+
+def _ways(name: str, value: Any) -> dict[str, Value]:
+    """Return the ways to reach a person: the primary one, all, and the first under each of Pipedrive's labels.
+
+    Nothing is returned where the value has another shape than Pipedrive's: that would read as cleared.
+    """
+    entries = [value] if isinstance(value, str) else value or []
+    if not isinstance(entries, list):
+        return {}
+    ways = [entry if isinstance(entry, dict) else {"value": entry} for entry in entries]
+    if not all(isinstance(way.get("value"), str | None) for way in ways):
+        return {}
+    ways = [way for way in ways if way.get("value")]  # an empty line of the form is no way
+    first = next((way for way in ways if way.get("primary") is True), ways[0] if ways else {"value": ""})
+    labelled = {
+        f"{name}_{label}": next((way["value"] for way in ways if way.get("label") == label), "")
+        for label in LABELS
+    }
+    return {name: first["value"], f"{name}s": [way["value"] for way in ways], **labelled}
+
+
+def _custom(name: str, custom: Any) -> dict[str, Value]:
+    """Return one custom field. Options come as ids: their labels are not in the webhook."""
+    if not isinstance(custom, dict):
+        return {name: custom}
+    rest = {part: value for part, value in custom.items() if part != "type"}
+    if isinstance(rest.get("values"), list):
+        chosen = [option.get("id") for option in rest["values"] if isinstance(option, dict)]
+        return {name: [one for one in chosen if isinstance(one, str | int)]}
+    main = next((part for part in ("value", "id", "from") if part in rest), None)
+    fields: dict[str, Value] = {name: rest.pop(main) if main else None}
+    # "<key>_currency", "<key>_until", "<key>_timezone_id", and the parts of an address.
+    return fields | {f"{name}_{part}": value for part, value in rest.items()}
+
+
+def sample(now: datetime) -> bytes:
+    """Return a change of a person's mobile number, version 2."""
+    at = iso(now)
+    meta = {
+        "action": "change",
+        "entity": PERSON,
+        "company_id": "7654321",
+        "correlation_id": event_key("correlation", at)[:32],
+        "entity_id": "1234",
+        "id": event_key("event", at)[:32],
+        "is_bulk_edit": False,
+        "timestamp": at,
+        "type": "general",
+        "user_id": "9001",
+        "version": "2.0",
+        "webhook_id": "55501",
+        "change_source": "app",
+        "attempt": 1,
+        "host": "acme.pipedrive.com",
+    }
+    person = {
+        "id": 1234,
+        "name": "Ada Lovelace",
+        "first_name": "Ada",
+        "last_name": "Lovelace",
+        "emails": [{"label": "work", "value": "ada@example.com", "primary": True}],
+        "phones": [{"label": "mobile", "value": "+14155550123", "primary": True}],
+        "org_id": 77,
+        "owner_id": 9001,
+        "update_time": at,
+        "custom_fields": {},
+    }
+    previous = {"phones": [{"label": "mobile", "value": "+14155550100", "primary": True}]}
+    return json.dumps({"meta": meta, "data": person, "previous": previous}, separators=(",", ":")).encode()
+
+
+SOURCE = SourceType(
+    name="pipedrive",
+    title="Pipedrive",
+    settings=Settings,
+    make=Pipedrive,
+    kept_headers=("content-type", "user-agent"),
+    known_fields=KNOWN_FIELDS,
+    sample=sample,
+)

@@ -1,0 +1,103 @@
+"""Any sender that follows https://www.standardwebhooks.com, or uses Svix.
+
+Signed: the id, the time of the attempt and the raw body. The id stays the same in all attempts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import NoReturn
+
+from bridge import signing
+from bridge.errors import ConfigError, Problem
+from bridge.model import Event, InboundRequest, RecordKey, Secret, Verified
+from bridge.outbound import Api
+from bridge.sources.base import Genuine, SourceType, cannot_read
+from bridge.sources.payload import Delivery, Mapped, Payload, sample
+from bridge.sources.reading import event_key
+
+NAMES = ("webhook", "svix")  # of the header sets: the standard's, and Svix's older one
+KEPT_HEADERS = ("webhook-id", "svix-id", "content-type", "user-agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A sender that signs by Standard Webhooks."""
+
+    secrets: tuple[Secret, ...] = field(
+        metadata={"help": "whsec_… (shared), or whpk_… (the sender's public key); new first, old next"}
+    )
+    payload: Payload = field(default_factory=Payload)
+    require_token: bool = field(
+        default=False, metadata={"help": "accept only the URL with a token, from 'bridge url'"}
+    )
+
+
+class StandardWebhooks:
+    """One sender. Raises `ValueError` where a secret or an expression is unusable."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        if not settings.secrets:
+            raise ValueError("secrets: at least one secret is needed")
+        # Both header sets, each with all secrets: they are never mixed in one check.
+        self._credentials = {
+            names: [signing.standard_credential(names, secret.reveal()) for secret in settings.secrets]
+            for names in NAMES
+        }
+        self._mapped = Mapped(name, settings.payload)
+
+    def verify(self, request: InboundRequest, now: datetime) -> Genuine:
+        proof = signing.verify(request, self._credentials[_names(request.headers)], now)
+        return Genuine(Verified(request), proof.index, proof.signed_at)
+
+    def parse(self, genuine: Genuine, received_at: datetime) -> list[Event]:
+        headers = SOURCE.keeps(genuine.request.headers)
+        sender_id = headers.get(f"{_names(headers)}-id", "")
+        return self._mapped.events(
+            genuine.request.body, Delivery(headers, received_at, genuine.signed_at, sender_id)
+        )
+
+    def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
+        """See `Source.sign`; the id is made of the content where the request has none.
+
+        Raises:
+            ConfigError: only public keys are configured.
+        """
+        names = _names(request.headers)
+        headers = {f"{names}-id": "msg_" + event_key(request.body.hex(), now)[:24], **request.headers}
+        for one in self._credentials[names]:
+            if one.signing_key is not None:
+                return signing.sign(replace(request, headers=headers), one, now)
+        raise ConfigError(
+            Problem(
+                f"sources.{self.name}.secrets",
+                "these are public keys, which check signatures but cannot make them",
+                "put the private key (whsk_…) there on a test machine",
+            )
+        )
+
+    def can_read(self) -> bool:
+        return False
+
+    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> NoReturn:
+        cannot_read(self.name)
+
+
+def _names(headers: Mapping[str, str]) -> str:
+    """Return which header set counts: Svix's only where there is nothing of the standard's."""
+    standard = any(f"webhook-{part}" in headers for part in ("id", "timestamp", "signature"))
+    return "webhook" if standard or "svix-id" not in headers else "svix"
+
+
+SOURCE = SourceType(
+    name="standard_webhooks",
+    title="Standard Webhooks",
+    settings=Settings,
+    make=StandardWebhooks,
+    kept_headers=KEPT_HEADERS,
+    sample=sample,
+    keeps_others=True,
+)
