@@ -89,7 +89,8 @@ class Api:
 
     *take* is called before every request and waits for, or refuses, a turn within the account's quota.
     *before_create* is called before a request that must not be repeated blindly, to note durably that its fate
-    is unknown until an answer arrives; *create_refused* when the answer is a plain no.
+    is unknown until an answer arrives; *create_refused* when the answer is a plain no. *turn* stands in for *take*
+    before a request that completes a write already made: it may wait, but must not stop for newer state.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Api:
         *,
         session: requests.Session | None = None,
         take: Callable[[], None] = lambda: None,
+        turn: Callable[[], None] | None = None,
         before_create: Callable[[], None] = lambda: None,
         create_refused: Callable[[], None] = lambda: None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
@@ -106,6 +108,7 @@ class Api:
         self.base_url = base_url.rstrip("/")
         self.session = session or new_session()
         self.take = take
+        self.turn = turn or take
         self.before_create = before_create
         self.create_refused = create_refused
         self.timeout_s = (connect_timeout_s, read_timeout_s)
@@ -121,12 +124,14 @@ class Api:
         headers: Mapping[str, str] | None = None,
         creates: bool = False,
         confidential: bool = False,
+        finishes: bool = False,
     ) -> Reply:
         """Send one request and return the answer, whatever its status.
 
         *path* is joined to the base and must be percent-encoded by the caller (`segment`). *query* values are
         encoded by RFC 3986, so that ``+`` survives. *creates*: repeating the call could make a second contact.
-        *confidential*: keep no bodies of it (a token call).
+        *confidential*: keep no bodies of it (a token call). *finishes*: it completes a write already made (reads
+        it back, undoes harm), so it is not given up for newer state.
 
         Raises:
             Retryable: no answer. `maybe_done` is set unless the request certainly never left.
@@ -138,7 +143,7 @@ class Api:
         sent_headers = {"Accept": "application/json", "User-Agent": USER_AGENT, **(headers or {})}
         if content is not None:
             sent_headers["Content-Type"] = "application/json"
-        self.take()
+        (self.turn if finishes else self.take)()
         if creates:
             self.before_create()
         kept = "(not kept)" if confidential and content else _kept(content or b"")

@@ -71,6 +71,7 @@ class Job:
     # A create of unknown fate was sent at this moment (time-out, crash): search, and create only when settled.
     unsure_since: datetime | None = None
     settled: bool = True
+    opted_out: bool = False  # the target was last known to hold an opt-out of this person
     # Remember, durably and before the first write, that this contact is that target contact.
     # Raises Ambiguous when another contact of the same source is linked to it already.
     link: Callable[[str], None] = field(default=lambda target_id: None)
@@ -81,15 +82,21 @@ class Job:
         Raises:
             Retryable: a create of unknown fate was sent; the search goes on until it is settled.
         """
-        if self.desired.opt_out or not self.desired.create:
-            return False
+        self.check_settled()
+        return self.desired.create and not self.desired.opt_out and not self.opted_out
+
+    def check_settled(self) -> None:
+        """Call this before saying that a contact which was not found is not there.
+
+        Raises:
+            Retryable: a create of unknown fate was sent; the search goes on until it is settled.
+        """
         if self.unsure_since is not None and not self.settled:
             raise Retryable(
                 "An earlier attempt to create this contact may have succeeded, but it cannot be found yet. "
                 "Bridge searches again before it creates anything.",
                 code="unsure",
             )
-        return True
 
 
 class Target(Protocol):
