@@ -152,6 +152,20 @@ def test_a_person_who_opted_out_is_never_created(h: Any) -> None:
     assert h.count() == 0
 
 
+def test_an_opt_out_of_somebody_who_cannot_be_found_writes_nothing(h: Any) -> None:
+    h.target.deliver(h.api(), job(h))
+    receipt = h.target.deliver(h.api(), job(h, {}, n=2, opt_out=True, create=False))
+    assert (receipt.outcome, receipt.target_id) == ("absent", None)
+    holds(h, h.person(1))
+
+
+def test_an_opt_out_reaches_a_linked_contact_whose_fields_are_not_known(h: Any) -> None:
+    first = h.target.deliver(h.api(), job(h))
+    receipt = h.target.deliver(h.api(), again(h, first, {}, opt_out=True, create=False))
+    assert h.opted_out(first.target_id) or receipt.notes
+    holds(h, h.person(1))
+
+
 def test_an_opt_out_in_the_crm_tightens_or_says_what_a_person_must_do(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     receipt = h.target.deliver(h.api(), again(h, first, h.person(1), opt_out=True))
