@@ -164,6 +164,7 @@ class Worker:
                 connection.base_url,
                 session=self._session(),
                 take=push.before_call,
+                turn=push.turn,
                 before_create=push.before_create,
                 create_refused=push.create_refused,
             )

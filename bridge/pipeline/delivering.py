@@ -75,6 +75,7 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
         now=now,
         unsure_since=claimed.unsure_since,
         settled=claimed.unsure_since is None or now - claimed.unsure_since >= settle,
+        opted_out=claimed.accepted_opt_out,
         link=push.link,
     )
     fields = schedule.unmet(desired, claimed.accepted)
