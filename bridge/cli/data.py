@@ -1,0 +1,243 @@
+"""Commands about what the database holds: status, export, replay, prune."""
+
+from __future__ import annotations
+
+import csv
+import getpass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import click
+
+from bridge.cli import FAILED, options, output
+from bridge.model import RecordKey, utc_now
+from bridge.store.protocol import Filter, Page
+
+if TYPE_CHECKING:
+    from bridge.store.protocol import Store
+    from bridge.web.shapes import Status, TargetItem
+
+Item = TypeVar("Item")
+
+PAGE = 200
+PRUNE_BATCH = 1000
+
+# --- status ------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@options.config
+@options.as_json
+@click.pass_context
+def status(ctx: click.Context, config_path: Path | None, json_wanted: bool) -> None:
+    """Show whether everything is healthy, and what waits.
+
+    Exit code 1 when something needs a look: no worker runs, something waits for too long, or a target takes
+    nothing.
+    """
+    from bridge.web.api import Api
+
+    with options.opened(config_path) as here:
+        told = Api(here.config, here.store, ring=here.ring, clock=utc_now).status()
+    if json_wanted:
+        output.as_json(told.model_dump(mode="json"))
+    else:
+        _tell(told)
+    if not told.ready or any(target.mode != "open" for target in told.targets):
+        ctx.exit(FAILED)
+
+
+def _tell(told: Status) -> None:
+    for check in told.checks:
+        click.echo(f"{'ok  ' if check.ok else 'LOOK'}  {check.detail}")
+    for target in told.targets:
+        if target.mode != "open":
+            click.echo(f"LOOK  The target {target.name} is {target.mode}: {target.reason}")
+    click.echo()
+    output.table(
+        ("source", "last webhook", "waiting", "refused"),
+        (
+            (one.name, output.age(one.last_inbound_at, told.now), str(one.unprocessed), str(one.refused))
+            for one in told.sources
+        ),
+    )
+    click.echo()
+    output.table(
+        ("target", "takes deliveries", "contacts"),
+        ((one.name, "yes" if one.mode == "open" else f"no, {one.mode}", _counted(one)) for one in told.targets),
+    )
+
+
+def _counted(target: TargetItem) -> str:
+    return ", ".join(f"{count:,} {state}" for state, count in sorted(target.deliveries.items())) or "none yet"
+
+
+# --- export ------------------------------------------------------------------------------------------------
+
+Row = dict[str, Any]
+
+COLUMNS: Mapping[str, Sequence[str]] = {
+    # One line for each field of a contact: what fields there are differs from contact to contact.
+    "contacts": ("source", "source_id", "alive", "field", "value", "occurred_at"),
+    "deliveries": (
+        "target", "source", "source_id", "state", "reason", "updated_at", "target_id", "attempts",
+        "next_attempt_at", "error", "status",
+    ),
+    "audit": (
+        "id", "at", "kind", "outcome", "reason", "source", "source_id", "target", "inbound", "attempt",
+        "status", "error", "duration_ms", "fields",
+    ),
+}  # fmt: skip
+
+
+@click.command()
+@click.argument("what", type=click.Choice(list(COLUMNS)))
+@options.config
+@click.option("--format", "form", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
+@click.option("--output", "-o", type=click.File("w", lazy=True), default="-", help="A file. Default: print.")
+@click.option(
+    "--details", is_flag=True, help="With the audit log, in NDJSON: also the calls made, which hold personal data."
+)
+@options.filters(outcome=True)
+def export(
+    what: str, config_path: Path | None, form: str, output: TextIO, details: bool, **given: Any
+) -> None:
+    """Write contacts, deliveries or the audit log as NDJSON or CSV.
+
+    NDJSON is one JSON object a line, in the API's own shape, newest first. In CSV, contacts come as one line for
+    each field.
+    """
+    with options.opened(config_path) as here:
+        rows = _rows(here.store, what, options.narrowed(given), details=details)
+        if form == "ndjson":
+            for row in rows:
+                output.write(json.dumps(row, ensure_ascii=False) + "\n")
+            return
+        writer = csv.DictWriter(output, COLUMNS[what], extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            writer.writerows(_flat(what, row))
+
+
+def _rows(store: Store, what: str, narrowed: Filter, *, details: bool) -> Iterator[Row]:
+    from bridge.web import shapes
+
+    if what == "contacts":
+        for contact in _all(store.contact_page, narrowed):
+            yield shapes.contact_item(contact).model_dump(mode="json")
+    elif what == "deliveries":
+        for delivery in _all(store.delivery_page, narrowed):
+            yield shapes.delivery_item(delivery).model_dump(mode="json")
+    else:
+        for entry in _all(store.audit_page, narrowed):
+            row = shapes.audit_item(entry).model_dump(mode="json")
+            if not details:
+                del row["detail"]
+            yield row
+
+
+def _all(read: Callable[[Filter, str | None, int], Page[Item]], narrowed: Filter) -> Iterator[Item]:
+    """Yield every item of a list, page by page."""
+    cursor: str | None = None
+    while True:
+        page = read(narrowed, cursor, PAGE)
+        yield from page.items
+        if page.next is None:
+            return
+        cursor = page.next
+
+
+def _flat(what: str, row: Row) -> list[Row]:
+    """Return *row* as lines of CSV."""
+    if what == "contacts":
+        return [
+            {**row, "field": name, "value": _cell(field["value"]), "occurred_at": field["occurred_at"]}
+            for name, field in row["fields"].items()
+        ]
+    return [{name: _cell(value) for name, value in row.items()}]
+
+
+def _cell(value: Any) -> Any:
+    """Return *value* for one cell: lists of plain texts as a b c, anything else nested as JSON."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return " ".join(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+
+
+# --- replay ------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("contacts", nargs=-1, type=options.Record())
+@options.config
+@options.filters(outcome=False)
+@click.option("--inbound", type=click.IntRange(min=1), multiple=True, help="Read this stored webhook again.")
+@click.option("--all", "everything", is_flag=True, help="Every contact.")
+@options.as_json
+def replay(
+    contacts: tuple[RecordKey, ...],
+    config_path: Path | None,
+    inbound: tuple[int, ...],
+    everything: bool,
+    json_wanted: bool,
+    **given: Any,
+) -> None:
+    """Decide contacts again, or read stored webhooks again.
+
+    CONTACTS are written as source/id, such as hubspot/42. Instead of them, filters say which deliveries are meant,
+    and --inbound names webhooks. A replay looks at what is so now: nothing old is sent again, and what a target
+    already holds costs no call.
+    """
+    narrowed = options.narrowed(given)
+    chosen = sum((bool(contacts), bool(inbound), narrowed != Filter(), everything))
+    if chosen != 1:
+        raise click.UsageError(
+            "Say what to replay, in one way: contacts, --inbound, filters such as --state failed, or --all."
+        )
+    by = f"command line ({getpass.getuser()})"
+    with options.opened(config_path) as here:
+        if inbound:
+            count = here.store.replay_inbound(utc_now(), by, inbound)
+        else:
+            count = here.store.replay(
+                utc_now(), by, keys=contacts, narrowed=None if contacts else narrowed
+            )
+        here.ring()
+    if json_wanted:
+        output.as_json({"count": count})
+    else:
+        what = "stored webhook" if inbound else "contact"
+        click.echo(f"{output.count(count, what)} will be looked at again by the worker.")
+
+
+# --- prune -------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@options.config
+@click.option(
+    "--days", type=click.IntRange(min=0), help="Keep payloads for this long. Default: retention_days of bridge.toml."
+)
+@options.as_json
+def prune(config_path: Path | None, days: int | None, json_wanted: bool) -> None:
+    """Delete personal payloads that are older than they should be.
+
+    Request and response bodies go; the facts of the audit log stay. The worker does the same by itself every hour.
+    """
+    from bridge.worker import KEYS_KEPT
+
+    with options.opened(config_path) as here:
+        kept_days = here.config.bridge.retention_days if days is None else days
+        now = utc_now()
+        total = 0
+        while removed := here.store.prune(
+            payloads_before=now - timedelta(days=kept_days), keys_before=now - KEYS_KEPT, limit=PRUNE_BATCH
+        ):
+            total += removed
+    if json_wanted:
+        output.as_json({"deleted": total})
+    else:
+        click.echo(f"{output.count(total, 'row')} older than {output.count(kept_days, 'day')} deleted.")
