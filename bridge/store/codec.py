@@ -1,0 +1,196 @@
+"""How values of the model are written into a database and read back, the same for every store."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from bridge.model import Contact, Desired, Exchange, FieldState, Mode, RecordKey, Version, from_iso, iso
+
+
+def to_json(value: Any) -> str:
+    """Return *value* as JSON in ASCII, so that no text of a source can be unfit for the database."""
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
+def maybe_iso(moment: datetime | None) -> str | None:
+    return None if moment is None else iso(moment)
+
+
+def maybe_moment(text: str | None) -> datetime | None:
+    return None if text is None else from_iso(text)
+
+
+# --- contacts --------------------------------------------------------------------------------------------
+
+
+def contact_json(contact: Contact) -> str:
+    """Return all of *contact* but its key; what is empty is left out."""
+    written = {
+        "fields": {name: _field(state) for name, state in contact.fields.items()},
+        "created": _version(contact.created),
+        "deleted": _version(contact.deleted),
+        "erased": _version(contact.erased),
+        "merged_into": contact.merged_into,
+        "merged": _version(contact.merged),
+        "inherits": list(contact.inherits),
+        "absorbed": list(contact.absorbed),
+        "account": contact.account,
+        "thin": contact.thin,
+        "read_at": maybe_iso(contact.read_at),
+        "read_due": maybe_iso(contact.read_due),
+        "read_tries": contact.read_tries,
+        "read_note": contact.read_note,
+    }
+    return to_json({name: value for name, value in written.items() if value})
+
+
+def contact_from(key: RecordKey, text: str) -> Contact:
+    """Return the contact that `contact_json` wrote."""
+    read: Mapping[str, Any] = json.loads(text)
+    return Contact(
+        key=key,
+        fields={name: _field_from(state) for name, state in read.get("fields", {}).items()},
+        created=_version_from(read.get("created")),
+        deleted=_version_from(read.get("deleted")),
+        erased=_version_from(read.get("erased")),
+        merged_into=read.get("merged_into"),
+        merged=_version_from(read.get("merged")),
+        inherits=tuple(read.get("inherits", ())),
+        absorbed=tuple(read.get("absorbed", ())),
+        account=read.get("account"),
+        thin=read.get("thin", False),
+        read_at=maybe_moment(read.get("read_at")),
+        read_due=maybe_moment(read.get("read_due")),
+        read_tries=read.get("read_tries", 0),
+        read_note=read.get("read_note", ""),
+    )
+
+
+def _version(version: Version | None) -> list[str] | None:
+    return None if version is None else [iso(version.occurred_at), version.event_id]
+
+
+def _version_from(read: list[str] | None) -> Version | None:
+    return None if read is None else Version(from_iso(read[0]), read[1])
+
+
+def _field(state: FieldState) -> dict[str, Any]:
+    written: dict[str, Any] = {"value": state.value, "version": _version(state.version)}
+    if state.said_version is not None:
+        written |= {"said": state.said, "said_version": _version(state.said_version)}
+    return written
+
+
+def _field_from(read: Mapping[str, Any]) -> FieldState:
+    moment, event_id = read["version"]
+    return FieldState(
+        value=read["value"],
+        version=Version(from_iso(moment), event_id),
+        said=read.get("said"),
+        said_version=_version_from(read.get("said_version")),
+    )
+
+
+# --- deliveries and attempts -----------------------------------------------------------------------------
+
+
+def desired_json(desired: Desired | None) -> str | None:
+    if desired is None:
+        return None
+    return to_json(
+        {
+            "fields": dict(desired.fields),
+            "modes": {name: mode.value for name, mode in desired.modes.items()},
+            "opt_out": desired.opt_out,
+            "create": desired.create,
+            "gone": desired.gone,
+        }
+    )
+
+
+def desired_from(text: str | None) -> Desired | None:
+    if text is None:
+        return None
+    read: Mapping[str, Any] = json.loads(text)
+    return Desired(
+        fields=read["fields"],
+        modes={name: Mode(mode) for name, mode in read["modes"].items()},
+        opt_out=read["opt_out"],
+        create=read["create"],
+        gone=read["gone"],
+    )
+
+
+def exchanges_detail(exchanges: tuple[Exchange, ...]) -> dict[str, Any] | None:
+    """Return what an attempt's audit entry keeps as its `detail`: the calls as they went over the wire."""
+    return {"exchanges": [asdict(exchange) for exchange in exchanges]} if exchanges else None
+
+
+# --- searching -------------------------------------------------------------------------------------------
+
+_PHONE = re.compile(r"\+?[\d\s().\-/]{6,}")
+
+
+def search_text(contact: Contact) -> str:
+    """Return the text in which a person looks a contact up: its ids and its values, folded."""
+    words = [contact.key.source_id, *contact.absorbed]
+    for state in contact.fields.values():
+        words += _words(state.value)
+    return "\n".join(fold(word) for word in words)
+
+
+def fold(text: str) -> str:
+    """Return *text* as it is compared in searches: in no case of letters, and fit for any database."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return plain.replace("\x00", "").encode("utf-8", "replace").decode()
+
+
+def needles(q: str) -> tuple[str, str]:
+    """Return two texts of which a search for *q* has to find one: as it is, and a phone number as mere digits."""
+    folded = fold(q.strip())
+    return folded, _digits(folded) if _PHONE.fullmatch(folded) else folded
+
+
+def _words(value: Any) -> list[str]:
+    if value is None or isinstance(value, bool):
+        return []
+    if isinstance(value, Mapping):
+        return [word for one in value.values() for word in _words(one)]
+    if isinstance(value, list):
+        return [word for one in value for word in _words(one)]
+    text = str(value)
+    return [text, _digits(text)] if _PHONE.fullmatch(text) else [text]
+
+
+def _digits(text: str) -> str:
+    return re.sub(r"\D", "", text)
+
+
+# --- cursors ---------------------------------------------------------------------------------------------
+
+
+def cursor_of(moment: str, row_id: int) -> str:
+    """Return where a list goes on, as text that is safe in a URL: after the row of that moment and id."""
+    return base64.urlsafe_b64encode(f"{moment} {row_id}".encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> tuple[str, int]:
+    """Return the moment and row id of a cursor.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+        moment, _, row_id = text.rpartition(" ")
+        return iso(from_iso(moment)), int(row_id)
+    except (binascii.Error, UnicodeError, ValueError) as error:
+        raise ValueError("The cursor is not one that this list gave out.") from error

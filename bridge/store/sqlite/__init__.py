@@ -1,0 +1,233 @@
+"""The store of one machine: one SQLite file, written by one transaction at a time.
+
+Every method is one transaction; the statements are in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from bridge.model import AuditEntry, Contact, Delivery, RecordKey, iso
+from bridge.store.protocol import (
+    Attempt,
+    Decision,
+    Filter,
+    Health,
+    Inbound,
+    NewInbound,
+    Page,
+    Plan,
+    Received,
+    Refusal,
+    TargetStatus,
+    Ticket,
+    Work,
+)
+from bridge.store.sqlite import delivering, keeping, processing, reading, receiving
+from bridge.store.sqlite.file import SqliteFile
+from bridge.store.sqlite.rows import target_status
+
+
+class SqliteStore:
+    """A `Store` in the file at *path*.
+
+    *lanes* says how many delivery lanes each target has. *pragmas* are further settings of every connection.
+    """
+
+    def __init__(
+        self, path: str | Path, lanes: Mapping[str, int], *, pragmas: Mapping[str, str | int] | None = None
+    ) -> None:
+        self._file = SqliteFile(Path(path), pragmas)
+        self._lanes = dict(lanes)
+        self._known_salt = b""
+
+    # --- receiving ---
+
+    def receive(self, inbounds: Sequence[NewInbound]) -> list[Received]:
+        prepared = [receiving.prepare(inbound, self._salt) for inbound in inbounds]
+        with self._file.writing() as db:
+            return receiving.receive(db, prepared)
+
+    def refuse(self, refusals: Sequence[Refusal]) -> None:
+        with self._file.writing() as db:
+            receiving.refuse(db, refusals)
+
+    # --- lanes ---
+
+    def acquire(self, lane: str, owner: str, now: datetime) -> Ticket:
+        with self._file.writing() as db:
+            return processing.acquire(db, lane, owner, self._lanes, now)
+
+    def due_lanes(self, now: datetime) -> dict[str, datetime]:
+        with self._file.reading() as db:
+            return processing.due_lanes(db, self._lanes, now)
+
+    # --- processing ---
+
+    def work(self, source: str, now: datetime, limit: int) -> Work:
+        with self._file.reading() as db:
+            return processing.work(db, source, now, limit)
+
+    def contacts(self, keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
+        with self._file.reading() as db:
+            return processing.contacts(db, keys)
+
+    def commit(self, ticket: Ticket, decision: Decision, now: datetime) -> dict[str, datetime]:
+        salt = self._salt
+        with self._file.writing() as db:
+            return processing.commit(db, salt, ticket, decision, self._lanes, now)
+
+    # --- delivery ---
+
+    def claim(self, ticket: Ticket, now: datetime) -> Delivery | None:
+        # Not durable: a claim that is lost with the machine's power is what `acquire` would undo anyway.
+        with self._file.writing(durable=False) as db:
+            return delivering.claim(db, ticket, now)
+
+    def link(self, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
+        with self._file.writing() as db:
+            delivering.link(db, ticket, claimed, target_id)
+
+    def mark_unsure(self, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
+        with self._file.writing() as db:
+            delivering.mark_unsure(db, ticket, claimed, at)
+
+    def revision(self, claimed: Delivery) -> int:
+        with self._file.reading() as db:
+            return delivering.revision(db, claimed)
+
+    def finish(self, ticket: Ticket, claimed: Delivery, close: Plan, attempt: Attempt | None) -> Delivery:
+        salt = self._salt
+        with self._file.writing() as db:
+            return delivering.finish(db, salt, ticket, claimed, close, attempt, self._lanes)
+
+    def next_due(self, lane: str) -> datetime | None:
+        with self._file.reading() as db:
+            return delivering.next_due_of(db, lane)
+
+    def take_turn(self, target: str, rate_per_s: float, burst: int, now: datetime, count: int = 1) -> float:
+        with self._file.writing(durable=False) as db:
+            return delivering.take_turn(db, target, rate_per_s, burst, now, count)
+
+    def set_backoff(self, target: str, until: datetime) -> None:
+        with self._file.writing(durable=False) as db:
+            delivering.set_backoff(db, target, until)
+
+    # --- targets ---
+
+    def hold(self, target: str, reason: str, now: datetime, probe_at: datetime) -> None:
+        salt = self._salt
+        with self._file.writing() as db:
+            delivering.hold(db, salt, target, reason, now, probe_at)
+
+    def pause(self, target: str, reason: str, by: str, now: datetime) -> None:
+        salt = self._salt
+        with self._file.writing() as db:
+            delivering.pause(db, salt, target, reason, by, now)
+
+    def resume(self, target: str, by: str, now: datetime) -> None:
+        salt = self._salt
+        with self._file.writing() as db:
+            delivering.resume(db, salt, target, by, now)
+
+    def note_refusal(self, target: str, now: datetime) -> int:
+        with self._file.writing() as db:
+            return delivering.note_refusal(db, target)
+
+    def clear_refusals(self, target: str) -> None:
+        with self._file.writing() as db:
+            delivering.clear_refusals(db, target)
+
+    def target_status(self, target: str) -> TargetStatus:
+        with self._file.reading() as db:
+            return target_status(db, target)
+
+    # --- replay ---
+
+    def replay(
+        self, now: datetime, by: str, *, keys: Collection[RecordKey] = (), narrowed: Filter | None = None
+    ) -> int:
+        salt = self._salt
+        with self._file.writing() as db:
+            return keeping.replay(db, salt, now, by, keys, narrowed)
+
+    def replay_inbound(self, now: datetime, by: str, inbound_ids: Collection[int]) -> int:
+        salt = self._salt
+        with self._file.writing() as db:
+            return keeping.replay_inbound(db, salt, now, by, inbound_ids)
+
+    # --- reading ---
+
+    def health(self, now: datetime) -> Health:
+        with self._file.reading() as db:
+            return reading.health(db, self._lanes, now)
+
+    def beat(self, role: str, owner: str, now: datetime) -> None:
+        with self._file.writing(durable=False) as db:
+            keeping.beat(db, role, owner, now)
+
+    def inbound(self, inbound_id: int) -> Inbound | None:
+        with self._file.reading() as db:
+            return reading.inbound(db, inbound_id)
+
+    def inbound_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Inbound]:
+        with self._file.reading() as db:
+            return reading.inbound_page(db, narrowed, cursor, limit)
+
+    def refusals(self, source: str) -> list[Refusal]:
+        with self._file.reading() as db:
+            return reading.refusals(db, source)
+
+    def contact_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Contact]:
+        with self._file.reading() as db:
+            return reading.contact_page(db, narrowed, cursor, limit)
+
+    def deliveries_of(self, key: RecordKey) -> list[Delivery]:
+        with self._file.reading() as db:
+            return reading.deliveries_of(db, key)
+
+    def delivery_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Delivery]:
+        with self._file.reading() as db:
+            return reading.delivery_page(db, narrowed, cursor, limit)
+
+    def audit_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[AuditEntry]:
+        with self._file.reading() as db:
+            return reading.audit_page(db, narrowed, cursor, limit)
+
+    # --- URL tokens ---
+
+    def add_token(self, source: str, token_id: str, now: datetime) -> None:
+        with self._file.writing() as db:
+            keeping.add_token(db, source, token_id, now)
+
+    def revoke_tokens(self, source: str, now: datetime) -> int:
+        with self._file.writing() as db:
+            return keeping.revoke_tokens(db, source, now)
+
+    def token_live(self, source: str, token_id: str) -> bool:
+        with self._file.reading() as db:
+            return keeping.token_live(db, source, token_id)
+
+    # --- keeping house ---
+
+    def prune(self, *, payloads_before: datetime, keys_before: datetime, limit: int = 1000) -> int:
+        with self._file.writing() as db:
+            return keeping.prune(db, iso(payloads_before), iso(keys_before), limit)
+
+    def migrate(self) -> list[str]:
+        self._file.create()
+        with self._file.writing() as db:
+            return keeping.migrate(db)
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def _salt(self) -> bytes:
+        """The key of all digests, of this database and no other."""
+        if not self._known_salt:
+            with self._file.reading() as db:
+                self._known_salt = keeping.salt(db)
+        return self._known_salt

@@ -1,0 +1,263 @@
+"""What a target's lane reads and writes, the target's quota, and whether the target is open."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from sqlite_utils import Database
+
+from bridge import schedule
+from bridge.errors import Ambiguous
+from bridge.model import AuditEntry, Delivery, RecordKey, State, from_iso, iso
+from bridge.store.codec import exchanges_detail, maybe_iso, maybe_moment
+from bridge.store.protocol import Attempt, Plan, TargetStatus, Ticket
+from bridge.store.sqlite.processing import check_fence, fitted, next_due, read_lane
+from bridge.store.sqlite.rows import (
+    LaneCounts,
+    add_facts,
+    delivery_of,
+    is_erased,
+    linked_to,
+    load_delivery,
+    save_delivery,
+    target_status,
+    without_person,
+)
+
+SENDING = "It is being sent right now."
+
+# --- one push --------------------------------------------------------------------------------------------
+
+
+def claim(db: Database, ticket: Ticket, now: datetime) -> Delivery | None:
+    check_fence(db, ticket)
+    delivers = read_lane(ticket.lane)
+    if delivers is None or target_status(db, delivers[0]).mode != "open":
+        return None
+    target, number = delivers
+    row = db.execute(
+        "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')"
+        " AND due_at <= ? ORDER BY due_at LIMIT 1",
+        (target, number, iso(now)),
+    ).fetchone()
+    if row is None:
+        return None
+    db.execute(
+        "UPDATE delivery SET state = 'sending', reason = ?, updated_at = ? WHERE id = ?",
+        (SENDING, iso(now), row["id"]),
+    )
+    return replace(delivery_of(row), state=State.SENDING, reason=SENDING, updated_at=now)
+
+
+def link(db: Database, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
+    check_fence(db, ticket)
+    other = linked_to(db, claimed.target, claimed.key, target_id)
+    if other is not None:
+        raise Ambiguous(_taken(claimed.key, target_id, other))
+    db.execute(
+        "UPDATE delivery SET target_id = ? WHERE target = ? AND source = ? AND source_id = ?",
+        (target_id, claimed.target, claimed.key.source, claimed.key.source_id),
+    )
+
+
+def mark_unsure(db: Database, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
+    check_fence(db, ticket)
+    db.execute(
+        "UPDATE delivery SET unsure_since = ? WHERE target = ? AND source = ? AND source_id = ?",
+        (iso(at), claimed.target, claimed.key.source, claimed.key.source_id),
+    )
+
+
+def revision(db: Database, claimed: Delivery) -> int:
+    row = db.execute(
+        "SELECT revision FROM delivery WHERE target = ? AND source = ? AND source_id = ?",
+        (claimed.target, claimed.key.source, claimed.key.source_id),
+    ).fetchone()
+    return claimed.revision if row is None else int(row["revision"])
+
+
+def next_due_of(db: Database, lane: str) -> datetime | None:
+    delivers = read_lane(lane)
+    if delivers is None or target_status(db, delivers[0]).mode != "open":
+        return None
+    return next_due(db, *delivers)
+
+
+def finish(
+    db: Database,
+    salt: bytes,
+    ticket: Ticket,
+    claimed: Delivery,
+    close: Plan,
+    attempt: Attempt | None,
+    lanes: LaneCounts,
+) -> Delivery:
+    check_fence(db, ticket)
+    current = load_delivery(db, claimed.target, claimed.key)
+    closed = close(current)
+    now = closed.updated_at
+    delivery = _unshared(db, fitted(closed, target_status(db, claimed.target), now))
+    if is_erased(db, claimed.key):
+        # What was under way when the person was erased must not bring back what was deleted.
+        delivery = without_person(delivery, now)
+    save_delivery(db, delivery, lanes)
+    if attempt is not None:
+        number = (current.attempts if current else 0) + 1
+        add_facts(db, salt, [_fact(claimed, attempt, number)])
+    return delivery
+
+
+def _unshared(db: Database, delivery: Delivery) -> Delivery:
+    """Return *delivery* without a link that another contact holds by now: that one came first."""
+    if delivery.state is State.REMOVED:
+        return delivery
+    other = linked_to(db, delivery.target, delivery.key, delivery.target_id)
+    if other is None:
+        return delivery
+    unlinked = replace(delivery, target_id=None, accepted=None)
+    if delivery.desired is None:  # merged into the other one: there is nothing to decide
+        return unlinked
+    reason = f"{_taken(delivery.key, delivery.target_id or '', other)} A person decides."
+    return replace(unlinked, state=State.AMBIGUOUS, reason=reason, error=Ambiguous.code, due_at=None)
+
+
+def _taken(key: RecordKey, target_id: str, other: str) -> str:
+    return (
+        f"The target's contact {target_id} belongs to the {key.source} contact {other} already, so it cannot "
+        f"belong to {key.source_id} as well."
+    )
+
+
+def _fact(claimed: Delivery, attempt: Attempt, number: int) -> AuditEntry:
+    return AuditEntry(
+        at=attempt.at,
+        kind="delivery",
+        outcome=attempt.outcome,
+        reason=attempt.reason,
+        source=claimed.key.source,
+        source_id=claimed.key.source_id,
+        target=claimed.target,
+        attempt=number,
+        status=attempt.status,
+        error=attempt.error,
+        duration_ms=attempt.duration_ms,
+        fields=attempt.fields,
+        detail=exchanges_detail(tuple(attempt.exchanges)),
+    )
+
+
+# --- quota -----------------------------------------------------------------------------------------------
+
+
+def take_turn(db: Database, target: str, rate_per_s: float, burst: int, now: datetime, count: int) -> float:
+    row = db.execute("SELECT * FROM quota WHERE target = ?", (target,)).fetchone()
+    tokens, filled_at = float(burst), now
+    if row is not None:
+        closed_until = maybe_moment(row["closed_until"])
+        if closed_until is not None and closed_until > now:
+            return (closed_until - now).total_seconds()
+        if row["tokens"] is not None:
+            # Clocks of processes may differ a little: time never runs backwards for the bucket.
+            filled_at = max(now, from_iso(row["filled_at"]))
+            elapsed_s = (filled_at - from_iso(row["filled_at"])).total_seconds()
+            tokens = min(float(burst), row["tokens"] + elapsed_s * rate_per_s)
+    needed = min(count, burst)  # more than the bucket holds goes on credit, or it would never go at all
+    if tokens < needed:
+        return max((needed - tokens) / rate_per_s, 0.001)
+    db.execute(
+        "INSERT INTO quota (target, tokens, filled_at) VALUES (?, ?, ?) ON CONFLICT (target) DO UPDATE"
+        " SET tokens = excluded.tokens, filled_at = excluded.filled_at",
+        (target, tokens - count, iso(filled_at)),
+    )
+    return 0.0
+
+
+def set_backoff(db: Database, target: str, until: datetime) -> None:
+    db.execute(
+        "INSERT INTO quota (target, closed_until) VALUES (?, ?) ON CONFLICT (target) DO UPDATE"
+        " SET closed_until = max(coalesce(closed_until, ''), excluded.closed_until)",
+        (target, iso(until)),
+    )
+
+
+# --- targets ---------------------------------------------------------------------------------------------
+
+
+def hold(db: Database, salt: bytes, target: str, reason: str, now: datetime, probe_at: datetime) -> None:
+    current = target_status(db, target)
+    if current.mode == "paused":
+        return
+    since = current.since if current.mode == "held" else now
+    held = replace(current, mode="held", reason=reason, since=since, by="", probe_at=probe_at)
+    _close(db, salt, current, held, now)
+
+
+def pause(db: Database, salt: bytes, target: str, reason: str, by: str, now: datetime) -> None:
+    current = target_status(db, target)
+    since = current.since if current.mode == "paused" else now
+    paused = replace(current, mode="paused", reason=reason, since=since, by=by, probe_at=None)
+    _close(db, salt, current, paused, now)
+
+
+def resume(db: Database, salt: bytes, target: str, by: str, now: datetime) -> None:
+    current = target_status(db, target)
+    if current.mode == "open":
+        return
+    opened = TargetStatus(target, since=now, by=by)
+    _save_status(db, opened)
+    # Their own moments are over or void: what made them wait was the target.
+    db.execute(
+        "UPDATE delivery SET state = 'pending', reason = ?, due_at = ?, updated_at = ?"
+        " WHERE target = ? AND state = 'held'",
+        (schedule.DUE_NOW, iso(now), iso(now), target),
+    )
+    reason = f"Opened by {by}; what was held is sent now."
+    add_facts(db, salt, [AuditEntry(now, "target", "open", reason, target=target)])
+
+
+def note_refusal(db: Database, target: str) -> int:
+    current = target_status(db, target)
+    noted = replace(current, refusals=current.refusals + 1)
+    _save_status(db, noted)
+    return noted.refusals
+
+
+def clear_refusals(db: Database, target: str) -> None:
+    db.execute("UPDATE target_status SET refusals = 0 WHERE target = ?", (target,))
+
+
+def _close(db: Database, salt: bytes, current: TargetStatus, closed: TargetStatus, now: datetime) -> None:
+    """Save the closed status and hold what is due. A fact is written only when something changed for a person."""
+    _save_status(db, closed)
+    if (current.mode, current.reason) == (closed.mode, closed.reason):
+        return
+    values = (schedule.held_reason(closed), iso(now), closed.target)
+    db.execute(
+        "UPDATE delivery SET state = 'held', reason = ?, updated_at = ?"
+        " WHERE target = ? AND state IN ('pending', 'retrying')",
+        values,
+    )
+    if current.mode != "open":  # what is held already waits for another reason now
+        db.execute("UPDATE delivery SET reason = ?, updated_at = ? WHERE target = ? AND state = 'held'", values)
+    by = f" by {closed.by}" if closed.by else ""
+    reason = f"Paused{by}: {closed.reason or 'no reason given'}" if closed.mode == "paused" else closed.reason
+    add_facts(db, salt, [AuditEntry(now, "target", closed.mode, reason, target=closed.target)])
+
+
+def _save_status(db: Database, status: TargetStatus) -> None:
+    db.execute(
+        "INSERT INTO target_status (target, mode, reason, since, by, probe_at, refusals)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (target) DO UPDATE SET mode = excluded.mode,"
+        " reason = excluded.reason, since = excluded.since, by = excluded.by, probe_at = excluded.probe_at,"
+        " refusals = excluded.refusals",
+        (
+            status.target,
+            status.mode,
+            status.reason,
+            maybe_iso(status.since),
+            status.by,
+            maybe_iso(status.probe_at),
+            status.refusals,
+        ),
+    )

@@ -1,0 +1,316 @@
+"""What a source's lane reads and writes, and who holds which lane."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from sqlite_utils import Database
+
+from bridge import schedule
+from bridge.errors import LostLane
+from bridge.lanes import deliver_lane, process_lane
+from bridge.model import Contact, Delivery, RecordKey, State, Want, from_iso, iso
+from bridge.store.protocol import Decision, Inbound, TargetStatus, Ticket, Work
+from bridge.store.sqlite.rows import (
+    INBOUND,
+    LaneCounts,
+    add_facts,
+    contact_of,
+    delivery_of,
+    forget_inbound,
+    forget_person,
+    inbound_of,
+    lane_number,
+    linked_to,
+    load_delivery,
+    save_contact,
+    save_delivery,
+    target_status,
+    without_person,
+)
+
+BODIES_MAX_BYTES = 32 * 1024 * 1024  # of one round of work: requests can be megabytes each
+
+Due = dict[str, datetime]  # lane -> from when it has something to do
+
+
+# --- lanes -----------------------------------------------------------------------------------------------
+
+
+def read_lane(lane: str) -> tuple[str, int] | None:
+    """Return the target and number of a lane that delivers; None for one that processes."""
+    kind, _, rest = lane.partition(":")
+    target, _, number = rest.rpartition(":")
+    return (target, int(number)) if kind == "deliver" else None
+
+
+def acquire(db: Database, lane: str, owner: str, lanes: LaneCounts, now: datetime) -> Ticket:
+    db.execute(
+        "INSERT INTO lane (name, owner, fence, taken_at) VALUES (?, ?, 1, ?) ON CONFLICT (name) DO UPDATE"
+        " SET owner = excluded.owner, fence = fence + 1, taken_at = excluded.taken_at",
+        (lane, owner, iso(now)),
+    )
+    if (delivers := read_lane(lane)) is not None:
+        target, number = delivers
+        _deal_out(db, target, lanes.get(target, 1))
+        _take_up(db, target, number, lanes, now)
+    row = db.execute("SELECT fence FROM lane WHERE name = ?", (lane,)).fetchone()
+    return Ticket(lane, row["fence"])
+
+
+def _deal_out(db: Database, target: str, count: int) -> None:
+    """Give every contact its lane anew when the number of lanes is no longer what it was."""
+    row = db.execute("SELECT lanes FROM lane_count WHERE target = ?", (target,)).fetchone()
+    if row is not None and row["lanes"] == count:
+        return
+    db.execute("UPDATE delivery SET lane = slot % ? WHERE target = ?", (count, target))
+    db.execute(
+        "INSERT INTO lane_count (target, lanes) VALUES (?, ?)"
+        " ON CONFLICT (target) DO UPDATE SET lanes = excluded.lanes",
+        (target, count),
+    )
+
+
+def _take_up(db: Database, target: str, number: int, lanes: LaneCounts, now: datetime) -> None:
+    """Make due again what the previous runner was sending when it ended."""
+    status = target_status(db, target)
+    rows = db.execute(
+        "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state = 'sending'", (target, number)
+    ).fetchall()
+    for row in rows:
+        save_delivery(db, fitted(schedule.interrupted(delivery_of(row), now), status, now), lanes)
+
+
+def check_fence(db: Database, ticket: Ticket) -> None:
+    row = db.execute("SELECT owner, fence FROM lane WHERE name = ?", (ticket.lane,)).fetchone()
+    if row is None or row["fence"] != ticket.fence:
+        raise LostLane(
+            f"Lane {ticket.lane} was taken over by {row['owner'] if row else 'nobody'}; nothing was saved."
+        )
+
+
+def fitted(delivery: Delivery, status: TargetStatus, now: datetime) -> Delivery:
+    """Return *delivery* in a state that fits whether the target is open, which may have changed a moment ago."""
+    closed = status.mode != "open"
+    if closed and delivery.state in {State.PENDING, State.RETRYING}:
+        return replace(delivery, state=State.HELD, reason=schedule.held_reason(status))
+    if not closed and delivery.state is State.HELD:
+        return replace(delivery, state=State.PENDING, reason=schedule.DUE_NOW, due_at=now)
+    return delivery
+
+
+def due_lanes(db: Database, lanes: LaneCounts, now: datetime) -> Due:
+    due: Due = {}
+    for row in db.execute("SELECT source FROM source_state").fetchall():
+        source = row["source"]
+        moments = [moment for sql in _SOURCE_DUE for moment in db.execute(sql, (source,)).fetchone() if moment]
+        if moments:
+            due[process_lane(source)] = max(from_iso(min(moments)), now)
+    for target, count in lanes.items():
+        if target_status(db, target).mode != "open":
+            continue
+        for number in range(count):
+            moment = next_due(db, target, number)
+            if moment is not None:
+                due[deliver_lane(target, number)] = max(moment, now)
+    return due
+
+
+_SOURCE_DUE = (
+    # The oldest by id, not the least moment: the index finds it without looking at the others.
+    "SELECT (SELECT received_at FROM inbound WHERE source = ? AND outcome = 'accepted' ORDER BY id LIMIT 1)",
+    "SELECT min(replay_at) FROM contact WHERE source = ? AND replay_at IS NOT NULL",
+    "SELECT min(read_due) FROM contact WHERE source = ? AND read_due IS NOT NULL",
+)
+
+
+def next_due(db: Database, target: str, number: int) -> datetime | None:
+    row = db.execute(
+        "SELECT min(due_at) AS due_at FROM delivery"
+        " WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')",
+        (target, number),
+    ).fetchone()
+    return None if row["due_at"] is None else from_iso(row["due_at"])
+
+
+# --- processing ------------------------------------------------------------------------------------------
+
+
+def work(db: Database, source: str, now: datetime, limit: int) -> Work:
+    inbounds, more = _queued(db, source, limit)
+    until = (source, iso(now), limit + 1)
+    replays = [RecordKey(source, row["source_id"]) for row in db.execute(_REPLAYS, until)]
+    marked = set(replays)
+    reads = [
+        key for row in db.execute(_READS, until) if (key := RecordKey(source, row["source_id"])) not in marked
+    ]
+    keys = (replays + reads)[:limit]
+    account = db.execute("SELECT account FROM source_state WHERE source = ?", (source,)).fetchone()
+    return Work(
+        inbounds=inbounds,
+        keys=keys,
+        replays=frozenset(replays) & frozenset(keys),
+        account=account["account"] if account else None,
+        more=more or len(replays) + len(reads) > limit,
+    )
+
+
+_REPLAYS = (
+    "SELECT source_id FROM contact WHERE source = ? AND replay_at IS NOT NULL AND replay_at <= ?"
+    " ORDER BY replay_at LIMIT ?"
+)
+_READS = (
+    "SELECT source_id FROM contact WHERE source = ? AND read_due IS NOT NULL AND read_due <= ?"
+    " ORDER BY read_due LIMIT ?"
+)
+
+
+def _queued(db: Database, source: str, limit: int) -> tuple[list[Inbound], bool]:
+    """Return the oldest queued inbounds, up to *limit* or what fits in memory, and whether there are more."""
+    inbounds: list[Inbound] = []
+    size = 0
+    rows = db.execute(
+        f"{INBOUND} WHERE i.source = ? AND i.outcome = 'accepted' ORDER BY i.id LIMIT ?", (source, limit + 1)
+    )
+    for row in rows:
+        if len(inbounds) == limit or size > BODIES_MAX_BYTES:
+            return inbounds, True
+        inbounds.append(inbound_of(row))
+        size += len(inbounds[-1].body or b"")
+    return inbounds, False
+
+
+def contacts(db: Database, keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
+    found = {}
+    for key in keys:
+        row = db.execute(
+            "SELECT source, source_id, data FROM contact WHERE source = ? AND source_id = ?",
+            (key.source, key.source_id),
+        ).fetchone()
+        if row is not None:
+            found[key] = contact_of(row)
+    return found
+
+
+def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneCounts, now: datetime) -> Due:
+    check_fence(db, ticket)
+    moment = iso(now)
+    due: Due = {}
+    for contact in decision.contacts:
+        save_contact(db, contact, moment)
+        if contact.read_due is not None:
+            _sooner(due, process_lane(contact.key.source), contact.read_due)
+    for want in decision.wants:
+        planned = _plan(db, want, lanes, now)
+        if planned is not None and planned.state in {State.PENDING, State.RETRYING}:
+            lane = deliver_lane(planned.target, lane_number(lanes, planned.target, planned.key))
+            _sooner(due, lane, planned.due_at or now)
+    for result in decision.results:
+        db.execute(
+            "UPDATE inbound SET outcome = ?, reason = ?, processed_at = ? WHERE id = ?",
+            (result.outcome.value, result.reason, moment, result.id),
+        )
+        if result.forget:
+            forget_inbound(db, result.id)
+    add_facts(db, salt, decision.audit)
+    _erase(db, decision, lanes, now)
+    for key in decision.decided:
+        db.execute(
+            "UPDATE contact SET replay_at = NULL WHERE source = ? AND source_id = ?", (key.source, key.source_id)
+        )
+    if decision.account is not None:
+        _pin_account(db, ticket.lane.removeprefix("process:"), decision.account)
+    return due
+
+
+def _sooner(due: Due, lane: str, moment: datetime) -> None:
+    due[lane] = min(moment, due.get(lane, moment))
+
+
+def _plan(db: Database, want: Want, lanes: LaneCounts, now: datetime) -> Delivery | None:
+    """Save the delivery's next row; return it, or None where nothing is to be done."""
+    stored = load_delivery(db, want.target, want.key)
+    current = _with_inheritance(db, want, stored, lanes, now)
+    if current is not None and linked_to(db, want.target, want.key, current.target_id) is not None:
+        # A removed contact comes back, and what it was linked to belongs to another by now: find it anew.
+        current = replace(current, target_id=None, accepted=None)
+    planned = schedule.plan(current, want, held=target_status(db, want.target), now=now)
+    if planned == stored:
+        return None
+    save_delivery(db, planned, lanes)
+    return planned
+
+
+def _with_inheritance(
+    db: Database, want: Want, current: Delivery | None, lanes: LaneCounts, now: datetime
+) -> Delivery | None:
+    """Return *current* with the link of a record that was merged into this one, which lets go of it."""
+    if current is not None and current.target_id is not None:
+        return current
+    for source_id in want.inherit_from:
+        loser = load_delivery(db, want.target, RecordKey(want.key.source, source_id))
+        if loser is None or loser.target_id is None:
+            continue
+        save_delivery(db, replace(loser, target_id=None, accepted=None, updated_at=now), lanes)
+        heir = current or Delivery(want.target, want.key, State.WAITING, "", now)
+        return replace(
+            heir,
+            target_id=loser.target_id,
+            # What the target is known to hold goes with the link, and so does an opt-out.
+            accepted=loser.accepted,
+            accepted_opt_out=heir.accepted_opt_out or loser.accepted_opt_out,
+            unsure_since=None,
+        )
+    return current
+
+
+def _erase(db: Database, decision: Decision, lanes: LaneCounts, now: datetime) -> None:
+    planned = {(want.target, want.key) for want in decision.wants}
+    for key in decision.erased:
+        forget_person(db, key)
+        rows = db.execute(
+            "SELECT * FROM delivery WHERE source = ? AND source_id = ?", (key.source, key.source_id)
+        ).fetchall()
+        for row in rows:
+            delivery = delivery_of(row)
+            wiped = (
+                replace(delivery, accepted=None)
+                if (delivery.target, key) in planned
+                else without_person(delivery, now)
+            )
+            if wiped != delivery:
+                save_delivery(db, wiped, lanes)
+
+
+def _pin_account(db: Database, source: str, account: str) -> None:
+    db.execute(
+        "INSERT INTO source_state (source, account) VALUES (?, ?) ON CONFLICT (source) DO UPDATE"
+        " SET account = coalesce(account, excluded.account)",
+        (source, account),
+    )
+
+
+def mark_for_replay(db: Database, keys: Iterable[RecordKey], now: str) -> list[RecordKey]:
+    """Mark those of *keys* that are known, and return them."""
+    return [
+        key
+        for key in dict.fromkeys(keys)
+        if db.execute(
+            "UPDATE contact SET replay_at = ? WHERE source = ? AND source_id = ?", (now, key.source, key.source_id)
+        ).rowcount
+    ]
+
+
+def queue_again(db: Database, inbound_ids: Collection[int]) -> Mapping[int, str]:
+    """Queue those inbounds whose bytes are still there; return the source of each."""
+    queued = {}
+    for inbound_id in dict.fromkeys(inbound_ids):
+        row = db.execute(
+            "SELECT i.source FROM inbound i JOIN payload p ON p.digest = i.digest WHERE i.id = ?", (inbound_id,)
+        ).fetchone()
+        if row is not None:
+            db.execute("UPDATE inbound SET outcome = 'accepted' WHERE id = ?", (inbound_id,))
+            queued[inbound_id] = row["source"]
+    return queued
