@@ -1,0 +1,179 @@
+"""Is bridge alive, is it able to work, and how much does it do: for load balancers, alarms and Prometheus."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from flask import Blueprint, Response
+from flask.typing import ResponseReturnValue
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from bridge.errors import StoreUnavailable
+from bridge.model import utc_now
+from bridge.store.protocol import Health, Store
+from bridge.web.guard import Guard
+
+WORKER_FRESH_S = 30.0  # it beats every ten seconds
+LATE_S = 3600.0  # what is due and still not sent after so long needs a look
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. *detail* is one sentence for a person."""
+
+    name: str
+    ok: bool
+    detail: str
+    age_s: float | None = None
+
+
+def blueprint(store: Store, guard: Guard, bound_to: str, clock: Callable[[], datetime] = utc_now) -> Blueprint:
+    """Return ``/healthz``, ``/readyz`` and ``/metrics``. *bound_to*: the address that the server listens at."""
+    health = Blueprint("health", __name__)
+    registry = CollectorRegistry()
+    registry.register(StoreCollector(store, clock))
+    metrics_are_open = _loopback(bound_to)
+
+    @health.get("/healthz")
+    def alive() -> ResponseReturnValue:
+        return _json({"status": "ok"}, 200)
+
+    @health.get("/readyz")
+    def ready() -> ResponseReturnValue:
+        checks = look(store, clock())
+        ok = all(check.ok for check in checks)
+        body = {"status": "ready" if ok else "not ready", "checks": [asdict(check) for check in checks]}
+        return _json(body, 200 if ok else 503)
+
+    @health.get("/metrics")
+    def metrics() -> ResponseReturnValue:
+        if not metrics_are_open:
+            guard.check()
+        return Response(generate_latest(registry), 200, content_type=CONTENT_TYPE_LATEST)
+
+    return health
+
+
+def look(store: Store, now: datetime) -> list[Check]:
+    """Look at the database, the worker and what is late."""
+    try:
+        seen = store.health(now)
+    except StoreUnavailable:
+        detail = "The database cannot be used now: webhooks are refused with 503, and their senders try again."
+        return [Check("database", ok=False, detail=detail)]
+    return [
+        Check("database", ok=True, detail="The database answers."),
+        _worker(seen, now),
+        _late("processing", "The oldest webhook that waits to be processed", seen.oldest_unprocessed_at, now),
+        _late("delivery", "The oldest delivery that may be sent", seen.oldest_due_at, now),
+    ]
+
+
+def worker_alive(seen: Health, now: datetime) -> bool:
+    return seen.worker_seen_at is not None and _age_s(seen.worker_seen_at, now) <= WORKER_FRESH_S
+
+
+def _worker(seen: Health, now: datetime) -> Check:
+    if seen.worker_seen_at is None:
+        detail = "No worker ever ran: webhooks are stored, but nothing is sent. Start one with: bridge worker."
+        return Check("worker", ok=False, detail=detail)
+    age_s = _age_s(seen.worker_seen_at, now)
+    if worker_alive(seen, now):
+        return Check("worker", ok=True, detail=f"The worker was seen {age_s:.0f} seconds ago.", age_s=age_s)
+    detail = (
+        f"The worker was last seen {age_s:.0f} seconds ago: webhooks are stored, but nothing is sent "
+        "until it runs again."
+    )
+    return Check("worker", ok=False, detail=detail, age_s=age_s)
+
+
+def _late(name: str, what: str, since: datetime | None, now: datetime) -> Check:
+    if since is None:
+        return Check(name, ok=True, detail="Nothing waits.", age_s=0.0)
+    age_s = _age_s(since, now)
+    return Check(name, ok=age_s <= LATE_S, detail=f"{what} has waited for {age_s:.0f} seconds.", age_s=age_s)
+
+
+def _age_s(moment: datetime, now: datetime) -> float:
+    return round(max(0.0, (now - moment).total_seconds()), 3)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _json(body: object, status: int) -> Response:
+    return Response(json.dumps(body), status, {"Cache-Control": "no-store"}, content_type="application/json")
+
+
+class StoreCollector(Collector):
+    """Metrics as the database has them, so that every web process on every machine tells the same."""
+
+    def __init__(self, store: Store, clock: Callable[[], datetime] = utc_now) -> None:
+        self._store = store
+        self._clock = clock
+
+    def describe(self) -> list[Metric]:
+        """Name nothing in advance: the registry would ask the store at start-up otherwise."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._clock()
+        up = GaugeMetricFamily("bridge_database_up", "1 when the database answers.")
+        try:
+            seen = self._store.health(now)
+        except StoreUnavailable:
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        yield from _counts(seen)
+        yield from _ages(seen, now)
+
+
+def _counts(seen: Health) -> Iterator[Metric]:
+    inbound = GaugeMetricFamily("bridge_inbound", "Stored webhooks by what became of them.", labels=["outcome"])
+    for outcome, count in sorted(seen.inbound.items()):
+        inbound.add_metric([outcome], count)
+    yield inbound
+    deliveries = GaugeMetricFamily(
+        "bridge_deliveries", "Contacts of a target by the state of their delivery.", labels=["target", "state"]
+    )
+    for (target, state), count in sorted(seen.deliveries.items()):
+        deliveries.add_metric([target, state], count)
+    yield deliveries
+    refused = CounterMetricFamily("bridge_refused", "Requests that failed verification.", labels=["source"])
+    unprocessed = GaugeMetricFamily("bridge_unprocessed", "Webhooks that wait.", labels=["source"])
+    for source in seen.sources:
+        refused.add_metric([source.source], source.refused)
+        unprocessed.add_metric([source.source], source.unprocessed)
+    yield refused
+    yield unprocessed
+    targets = GaugeMetricFamily("bridge_target_open", "1 when the target takes deliveries.", labels=["target"])
+    for one in seen.targets:
+        targets.add_metric([one.target], float(one.mode == "open"))
+    yield targets
+
+
+def _ages(seen: Health, now: datetime) -> Iterator[Metric]:
+    ages = (
+        ("bridge_oldest_due_seconds", "Age of the oldest delivery that may be sent.", seen.oldest_due_at),
+        ("bridge_oldest_unprocessed_seconds", "Age of the oldest waiting webhook.", seen.oldest_unprocessed_at),
+    )
+    for name, help_text, since in ages:
+        yield GaugeMetricFamily(name, help_text, value=_age_s(since, now) if since else 0.0)
+    # Without any heartbeat the series is absent rather than zero: absence is what an alarm can see.
+    if seen.worker_seen_at is not None:
+        age_s = _age_s(seen.worker_seen_at, now)
+        yield GaugeMetricFamily("bridge_worker_seen_seconds", "Age of the worker's heartbeat.", value=age_s)

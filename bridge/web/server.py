@@ -1,0 +1,150 @@
+"""The web process under gunicorn: many threads, one commit for all that arrived meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+from gunicorn.http.errors import InvalidHeader, UnsupportedTransferCoding
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from bridge import log
+
+THREADS = 32
+READ_DEADLINE_S = 20.0  # for a whole request to arrive; a sender that drips bytes holds a thread no longer
+GRACE_S = 25  # platforms kill a process some 30 seconds after they asked it to stop
+KEEPALIVE_S = 15
+HEAD_LINE_BYTES = 8190
+HEADERS = 100
+HEADER_BYTES = 16 * 1024  # a JSON web token may be that long
+
+
+class Worker(ThreadWorker):
+    """gunicorn's threads, with an end to the patience for slow senders."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._began: dict[TConn, float] = {}  # requests under way
+
+    def handle(self, conn: TConn) -> object:
+        self._began[conn] = time.monotonic()
+        try:
+            return super().handle(conn)
+        finally:
+            self._began.pop(conn, None)
+
+    def murder_pending(self) -> None:
+        """Called about once a second: hang up on whoever is still sending the same request."""
+        super().murder_pending()
+        latest = time.monotonic() - READ_DEADLINE_S
+        for conn, began in list(self._began.items()):
+            if began < latest:
+                self._began.pop(conn, None)
+                # Only the reading side: an answer that is being written still goes out.
+                hang_up(conn.sock)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        # What we do not take is the sender's mistake, and none of ours that an alarm should count as a 5xx.
+        if isinstance(exc, UnsupportedTransferCoding):
+            exc = InvalidHeader("Transfer-Encoding")
+        super().handle_error(req, client, addr, exc)
+
+
+def hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it may be gone already
+        connection.shutdown(socket.SHUT_RD)
+
+
+class ServerLog(Logger):
+    """gunicorn's own messages as events of ours. Requests are not logged here: each has its own event."""
+
+    def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
+
+    def access(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def critical(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        _note("error", msg, args)
+
+    def error(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        _note("error", msg, args)
+
+    def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        # "Invalid request from ip=…": anybody can cause any number of those, and they name an address.
+        if not msg.startswith("Invalid request"):
+            _note("warning", msg, args)
+
+    def info(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        _note("info", msg, args)
+
+    def debug(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        # Without its arguments: they quote the URL, which may hold a token.
+        error = sys.exc_info()[1]
+        if error is not None:
+            log.bug("web.request_failed", error)
+
+    def log(self, lvl: int | str, msg: str, *args: Any, **kwargs: Any) -> None:
+        _note("info", msg, args)
+
+    def reopen_files(self) -> None:
+        pass
+
+    def close_on_exec(self) -> None:
+        pass
+
+
+def _note(level: str, message: str, args: tuple[Any, ...]) -> None:
+    log.event("web.server", level=level, message=(message % args) if args else message)
+
+
+class Server(BaseApplication):
+    """gunicorn, set up in code. *make_app* is called in each process after the fork, *stop* at its end."""
+
+    def __init__(
+        self, make_app: Callable[[], Flask], stop: Callable[[], None], *, bind: str, processes: int, threads: int
+    ) -> None:
+        self._make_app = make_app
+        self._stop = stop
+        self._settings: dict[str, Any] = {
+            "bind": bind,
+            "workers": processes,
+            "worker_class": Worker,
+            "threads": threads,
+            "worker_connections": 1000,
+            "keepalive": KEEPALIVE_S,
+            "graceful_timeout": GRACE_S,
+            "timeout": 60,
+            "max_requests": 0,
+            "limit_request_line": HEAD_LINE_BYTES,
+            "limit_request_fields": HEADERS,
+            "limit_request_field_size": HEADER_BYTES,
+            "accesslog": None,
+            "logger_class": ServerLog,
+            "control_socket_disable": True,
+            # Nothing is believed of what a proxy says: the public URL is configured. (From a trusted address a
+            # header named SCRIPT_NAME would move every path.)
+            "forwarded_allow_ips": "",
+            "forwarder_headers": "",
+            "secure_scheme_headers": {},
+            "worker_exit": lambda server, worker: stop(),
+        }
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings: Any = self.cfg  # gunicorn says that it may be None, and never is here
+        for name, value in self._settings.items():
+            settings.set(name, value)
+
+    def load(self) -> Flask:
+        return self._make_app()
