@@ -1,7 +1,7 @@
 """List subscriptions. Bridge unsubscribes anyone; it subscribes only who was never on the list.
 
-Setting "subscribed" on a person who unsubscribed by hand subscribes them again, so every write here follows a read,
-and is proven by another one: https://developers.activecampaign.com/reference/update-list-status-for-contact.
+Setting "subscribed" on a person who unsubscribed by hand subscribes them again, so every write here follows a
+read, and is proven by another one: https://developers.activecampaign.com/reference/update-list-status-for-contact.
 """
 
 from __future__ import annotations
