@@ -379,7 +379,8 @@ def _parse(text: str) -> nodes.Expr:
         tree = parser.parse_expression()
         left_over = None if parser.stream.eos else str(parser.stream.current)
     except TemplateSyntaxError as error:
-        raise ValueError(f"{error.message}{_habit(text)}") from error
+        said = (error.message or "").replace("end of template", "end of the expression").rstrip(".")
+        raise ValueError(f"{said}{_habit(text)}") from error
     if left_over is not None:
         raise ValueError(f"unexpected {left_over!r} after the end of the expression{_habit(text)}")
     return tree

@@ -35,6 +35,13 @@ class Secret:
     def reveal(self) -> str:
         return self._value
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """In settings it is written as a text."""
+        from pydantic_core import core_schema  # only where configuration is read
+
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+
     def __str__(self) -> str:
         return "••••"
 

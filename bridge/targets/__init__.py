@@ -1,0 +1,7 @@
+"""The targets that bridge knows, by the ``type`` of their section in ``bridge.toml``."""
+
+from __future__ import annotations
+
+from bridge.targets import activecampaign, clerk_chat, sakari
+
+TARGETS = {target.name: target for target in (activecampaign.TARGET, sakari.TARGET, clerk_chat.TARGET)}
