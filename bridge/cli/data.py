@@ -97,14 +97,12 @@ COLUMNS: Mapping[str, Sequence[str]] = {
 @click.argument("what", type=click.Choice(list(COLUMNS)))
 @options.config
 @click.option("--format", "form", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
-@click.option("--output", "-o", type=click.File("w", lazy=True), default="-", help="A file. Default: print.")
+@click.option("--output", "-o", "to", type=click.File("w", lazy=True), default="-", help="A file. Default: print.")
 @click.option(
     "--details", is_flag=True, help="With the audit log, in NDJSON: also the calls made, which hold personal data."
 )
 @options.filters(outcome=True)
-def export(
-    what: str, config_path: Path | None, form: str, output: TextIO, details: bool, **given: Any
-) -> None:
+def export(what: str, config_path: Path | None, form: str, to: TextIO, details: bool, **given: Any) -> None:
     """Write contacts, deliveries or the audit log as NDJSON or CSV.
 
     NDJSON is one JSON object a line, in the API's own shape, newest first. In CSV, contacts come as one line for
@@ -113,10 +111,9 @@ def export(
     with options.opened(config_path) as here:
         rows = _rows(here.store, what, options.narrowed(given), details=details)
         if form == "ndjson":
-            for row in rows:
-                output.write(json.dumps(row, ensure_ascii=False) + "\n")
+            to.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             return
-        writer = csv.DictWriter(output, COLUMNS[what], extrasaction="ignore")
+        writer = csv.DictWriter(to, COLUMNS[what], extrasaction="ignore")
         writer.writeheader()
         for row in rows:
             writer.writerows(_flat(what, row))
@@ -171,7 +168,7 @@ def _cell(value: Any) -> Any:
 
 
 @click.command()
-@click.argument("contacts", nargs=-1, type=options.Record())
+@click.argument("contacts", nargs=-1, type=options.record)
 @options.config
 @options.filters(outcome=False)
 @click.option("--inbound", type=click.IntRange(min=1), multiple=True, help="Read this stored webhook again.")
@@ -202,9 +199,7 @@ def replay(
         if inbound:
             count = here.store.replay_inbound(utc_now(), by, inbound)
         else:
-            count = here.store.replay(
-                utc_now(), by, keys=contacts, narrowed=None if contacts else narrowed
-            )
+            count = here.store.replay(utc_now(), by, keys=contacts, narrowed=None if contacts else narrowed)
         here.ring()
     if json_wanted:
         output.as_json({"count": count})
@@ -219,7 +214,7 @@ def replay(
 @click.command()
 @options.config
 @click.option(
-    "--days", type=click.IntRange(min=0), help="Keep payloads for this long. Default: retention_days of bridge.toml."
+    "--days", type=click.IntRange(min=0), help="Keep them for this long. Default: retention_days of bridge.toml."
 )
 @options.as_json
 def prune(config_path: Path | None, days: int | None, json_wanted: bool) -> None:

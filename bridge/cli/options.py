@@ -22,35 +22,33 @@ AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-class Moment(click.ParamType):
-    """A moment as ISO 8601, UTC where no offset is given; or an age: 30m, 2h, 7d, 1w."""
+def moment(text: str) -> datetime:
+    """Read a moment as ISO 8601, UTC where no offset is given; or an age: 30m, 2h, 7d, 1w.
 
-    name = "moment"
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    if aged := re.fullmatch(r"([0-9]{1,5})([mhdw])", text):
+        return utc_now() - timedelta(**{UNITS[aged[2]]: int(aged[1])})
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(
+            "give a moment such as 2026-03-01T12:00Z, or an age such as 30m, 2h or 7d"
+        ) from None
+    return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        if aged := re.fullmatch(r"([0-9]{1,5})([mhdw])", value):
-            return utc_now() - timedelta(**{UNITS[aged[2]]: int(aged[1])})
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail("give a moment such as 2026-03-01T12:00Z or 2026-03-01, or an age such as 30m, 2h or 7d", param)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
+def record(text: str) -> RecordKey:
+    """Read a contact: the source's name and the CRM's id, as in hubspot/42.
 
-class Record(click.ParamType):
-    """A contact: the source's name and the CRM's id, as in hubspot/42."""
-
-    name = "source/id"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> RecordKey:
-        if isinstance(value, RecordKey):
-            return value
-        source, slash, source_id = value.partition("/")
-        if not (source and slash and source_id):
-            self.fail("give the source's name, a slash and the CRM's id, such as hubspot/42", param)
-        return RecordKey(source, source_id)
+    Raises:
+        click.BadParameter: it is none.
+    """
+    source, slash, source_id = text.partition("/")
+    if not (source and slash and source_id):
+        raise click.BadParameter("give the source's name, a slash and the CRM's id, such as hubspot/42")
+    return RecordKey(source, source_id)
 
 
 config = click.option(
@@ -68,9 +66,11 @@ _STATE = click.option(
     "--state", type=click.Choice([state.value for state in State]), help="Only deliveries in this state."
 )
 _OUTCOME = click.option("--outcome", metavar="WORD", help="Only what came to this, in the audit log.")
-_ERROR = click.option("--error", metavar="CLASS", help="Only where the last attempt failed like this: rate_limited.")
-_SINCE = click.option("--since", type=Moment(), help="Not before this moment, or this long ago: 2h, 7d.")
-_UNTIL = click.option("--until", type=Moment(), help="Before this moment, or this long ago.")
+_ERROR = click.option("--error", metavar="CLASS", help="Only where the last attempt failed like this.")
+_SINCE = click.option(
+    "--since", metavar="MOMENT", type=moment, help="Not before this moment, or this long ago: 2h, 7d."
+)
+_UNTIL = click.option("--until", metavar="MOMENT", type=moment, help="Before this moment, or this long ago.")
 _TEXT = click.option("--search", metavar="TEXT", help="Only what holds this text.")
 
 
@@ -115,5 +115,3 @@ def opened(config_path: Path | None) -> Iterator[Opened]:
         yield process.Opened(loaded.config, loaded.environment, store)
     finally:
         store.close()
-
-

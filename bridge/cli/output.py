@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -20,7 +21,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     listed = [list(columns), *(list(row) for row in rows)]
     if len(listed) == 1:
         return
-    if click.get_text_stream("stdout").isatty():
+    if sys.stdout.isatty():
         _drawn(listed)
         return
     widths = [max(len(row[place]) for row in listed) for place in range(len(columns))]

@@ -1,0 +1,121 @@
+"""Commands that run bridge: serve, web, worker, migrate."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bridge import __version__
+from bridge.cli import options, output
+
+if TYPE_CHECKING:
+    from bridge.process import Loaded
+
+ROLES = ("web", "worker")
+
+
+@click.command()
+@options.config
+@click.option("--host", default="0.0.0.0", show_default=True, help="The address to listen at.")  # noqa: S104
+@click.pass_context
+def serve(ctx: click.Context, config_path: Path | None, host: str) -> None:
+    """Run web and worker together.
+
+    Each is a process of its own; one that dies is started again. SIGTERM or Ctrl-C ends both, and what is under
+    way is finished before.
+    """
+    from bridge import log, process
+    from bridge.supervisor import Supervisor, end_with_parent
+
+    end_with_parent(os.environ)
+    loaded = process.load(config_path)
+    database = process.database_path(loaded.environment)
+    _warn(loaded)
+    log.configure(loaded.environment.log_level, loaded.environment.log_format)
+    click.echo(f"bridge {__version__} listens at http://{host}:{loaded.environment.port}", err=True)
+    click.echo(f"  database: {database}", err=True)
+    for name in sorted(loaded.config.sources):
+        click.echo(f"  webhooks of {name}: {loaded.config.bridge.public_url}/hooks/{name}", err=True)
+
+    def command(role: str) -> list[str]:
+        chosen = ["--config", str(config_path)] if config_path else []
+        return [sys.executable, "-m", "bridge", role, *chosen, *(["--host", host] if role == "web" else [])]
+
+    ctx.exit(Supervisor(ROLES, command, os.environ).run())
+
+
+@click.command()
+@options.config
+@click.option("--host", default="0.0.0.0", show_default=True, help="The address to listen at.")  # noqa: S104
+@click.pass_context
+def web(ctx: click.Context, config_path: Path | None, host: str) -> None:
+    """Run only the web process, which receives webhooks.
+
+    It listens at PORT. Nothing is delivered while no worker runs; what is received waits in the database.
+    """
+    from bridge import process
+    from bridge.supervisor import PARENT, end_with_parent
+    from bridge.web.server import serve_web
+
+    end_with_parent(os.environ)
+    loaded = process.load(config_path)
+    if PARENT not in os.environ:
+        _warn(loaded)
+    ctx.exit(serve_web(loaded.config, loaded.environment, host))
+
+
+@click.command()
+@options.config
+@click.pass_context
+def worker(ctx: click.Context, config_path: Path | None) -> None:
+    """Run only the worker process, which delivers contacts.
+
+    There is one for each database.
+    """
+    from bridge import process
+    from bridge.supervisor import PARENT, end_with_parent
+
+    end_with_parent(os.environ)
+    loaded = process.load(config_path)
+    if PARENT not in os.environ:
+        _warn(loaded)
+    ctx.exit(process.run_worker(loaded.config, loaded.environment))
+
+
+@click.command()
+@options.config
+@options.as_json
+def migrate(config_path: Path | None, json_wanted: bool) -> None:
+    """Bring the database up to date.
+
+    Every command does this by itself; this one does nothing else, for those who want it as a step of its own.
+    """
+    from bridge import process
+
+    loaded = process.load(config_path)
+    store, steps = process.migrate(loaded.environment, loaded.config)
+    store.close()
+    if json_wanted:
+        output.as_json({"steps": steps})
+    else:
+        click.echo(f"Done: {', '.join(steps)}." if steps else "The database is up to date.")
+
+
+def _warn(loaded: Loaded) -> None:
+    """Say what is allowed but probably not meant."""
+    from bridge.process import ephemeral_host
+
+    for warning in loaded.config.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if host := ephemeral_host(os.environ):
+        lines = (
+            f"WARNING: the disk of {host} is thrown away with every deploy, and DATABASE_URL is not set.",
+            "What was received, what each target holds and every opt-out seen there would then be forgotten.",
+            "Attach a disk that stays, and set DATABASE_URL=sqlite:////<where it is mounted>/bridge.db",
+        )
+        for line in lines:
+            click.secho(line, fg="red", bold=True, err=True)
