@@ -1,0 +1,186 @@
+"""One commit for all that arrived meanwhile: a sync to disk costs the same for one receipt as for fifty.
+
+Request threads hand over what came and wait; one thread writes. While it commits, the next batch gathers, so that
+nobody waits for a timer and a lone request is written at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from bridge.errors import StoreUnavailable
+from bridge.store.protocol import NewInbound, Received, Refusal
+
+BATCH = 256  # receipts in one transaction
+BATCH_BYTES = 16 * 1024 * 1024
+QUEUE = 1024  # more than any server has threads
+QUEUE_BYTES = 64 * 1024 * 1024
+WAIT_S = 15.0  # less than senders wait for an answer
+REFUSALS = 1000  # waiting to be counted; beyond that they are lost, so that a flood costs nothing
+
+Receive = Callable[[Sequence[NewInbound]], list[Received]]
+Refuse = Callable[[Sequence[Refusal]], None]
+
+
+class _Waiting:
+    """A receipt in the queue, and where its waiter learns what became of it."""
+
+    __slots__ = ("future", "inbound")
+
+    def __init__(self, inbound: NewInbound) -> None:
+        self.inbound = inbound
+        self.future: Future[Received] = Future()
+
+
+class GroupCommit:
+    """Many threads' receipts, committed together by one thread of this process.
+
+    *receive* and *refuse* are the store's. *committed* is called after each commit that stored something new: it
+    rings for the worker, and must neither block nor raise. Everything starts with the first request, so that the
+    object may be made before a server forks.
+    """
+
+    def __init__(
+        self,
+        receive: Receive,
+        refuse: Refuse,
+        *,
+        committed: Callable[[], None] = lambda: None,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        self._receive = receive
+        self._refuse = refuse
+        self._committed = committed
+        self._wait_s = wait_s
+        self._closed = False
+        self._reset()
+        _ALL.add(self)
+
+    def receive(self, inbound: NewInbound) -> Received:
+        """Return when *inbound* is on disk.
+
+        Raises:
+            StoreUnavailable: it could not be stored, or not in time; in the latter case it may be stored yet, and
+                what the sender repeats then is a duplicate.
+        """
+        waiting = _Waiting(inbound)
+        with self._ready:
+            if self._closed:
+                raise StoreUnavailable("Bridge is stopping; the sender tries again.")
+            if len(self._queue) >= QUEUE or self._queued_bytes >= QUEUE_BYTES:
+                raise StoreUnavailable("Too many requests wait to be stored; the sender tries again.")
+            self._queue.append(waiting)
+            self._queued_bytes += len(inbound.body)
+            self._awake()
+        try:
+            return waiting.future.result(self._wait_s)
+        except FutureTimeoutError:
+            # Nobody waits for it any more: if it is still in the queue, it is not written.
+            if not waiting.future.cancel() and waiting.future.done():
+                return waiting.future.result()
+            raise StoreUnavailable(
+                "The database did not store the request in time; the sender tries again."
+            ) from None
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Have *refusal* counted with the next commit. Returns at once; beyond a bound it is lost."""
+        with self._ready:
+            if not self._closed and len(self._refusals) < REFUSALS:
+                self._refusals.append(refusal)
+                self._awake()
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Write what waits, take nothing more, and say whether the writer ended in time."""
+        with self._ready:
+            self._closed = True
+            writer = self._writer
+            self._ready.notify_all()
+        if writer is None:
+            return True
+        writer.join(timeout_s)
+        return not writer.is_alive()
+
+    def _reset(self) -> None:
+        self._ready = threading.Condition()
+        self._queue: deque[_Waiting] = deque()
+        self._queued_bytes = 0
+        self._refusals: list[Refusal] = []
+        self._writer: threading.Thread | None = None
+
+    def _awake(self) -> None:
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, name="group-commit", daemon=True)
+            self._writer.start()
+        self._ready.notify()
+
+    def _write(self) -> None:
+        while True:
+            with self._ready:
+                self._ready.wait_for(lambda: self._queue or self._refusals or self._closed)
+                batch = self._next_batch()
+                refusals, self._refusals = self._refusals, []
+                if not batch and not refusals and self._closed:
+                    return
+            self._commit(batch)
+            if refusals:
+                self._count(refusals)
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        size = 0
+        while self._queue and len(batch) < BATCH and size < BATCH_BYTES:
+            waiting = self._queue.popleft()
+            size += len(waiting.inbound.body)
+            if waiting.future.set_running_or_notify_cancel():
+                batch.append(waiting)
+        self._queued_bytes -= size
+        return batch
+
+    def _commit(self, batch: Sequence[_Waiting]) -> None:
+        if not batch:
+            return
+        try:
+            stored = self._receive([waiting.inbound for waiting in batch])
+        except StoreUnavailable as error:
+            _fail(batch, str(error))
+        except Exception as error:
+            if len(batch) > 1:  # one of them is unfit; the others shall not suffer from it
+                for waiting in batch:
+                    self._commit([waiting])
+            else:
+                _fail(batch, f"The request cannot be stored ({type(error).__name__}, a bug of bridge).", error)
+        else:
+            for waiting, received in zip(batch, stored, strict=True):
+                waiting.future.set_result(received)
+            if not all(received.duplicate for received in stored):
+                with contextlib.suppress(Exception):  # a ring that is lost costs time only: the worker sweeps
+                    self._committed()
+
+    def _count(self, refusals: Sequence[Refusal]) -> None:
+        with contextlib.suppress(Exception):  # a count is worth nothing beside the webhooks that wait behind it
+            self._refuse(refusals)
+
+
+def _fail(batch: Sequence[_Waiting], why: str, cause: Exception | None = None) -> None:
+    for waiting in batch:
+        error = StoreUnavailable(why)  # one each: a traceback is bound to the thread that raises it
+        error.__cause__ = cause
+        waiting.future.set_exception(error)
+
+
+_ALL: weakref.WeakSet[GroupCommit] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for one in list(_ALL):
+        one._reset()  # the writer, and whoever waited for it, stayed behind in the parent
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
