@@ -141,7 +141,7 @@ class HubSpot:
         key = _key(item)
         if thing not in {"contact", "object"} or not action:
             if not word:
-                return Event(key, unreadable="It does not say what happened (no subscriptionType).")
+                return Event(_content_key(item), unreadable="It does not say what happened (no subscriptionType).")
             return Event(key, ignored=f"'{short(word)}' is not about contacts.")
         if thing == "object" and item.get("objectTypeId") != CONTACTS:
             return Event(key, ignored="It is about another kind of HubSpot object, not about contacts.")
@@ -154,7 +154,8 @@ class HubSpot:
             version = Version(moment(item.get("occurredAt"), "occurredAt"), _event_id(item))
             changes = tuple(self._changes(KINDS[action], item, version))
         except Unclear as error:
-            return Event(key, unreadable=str(error))
+            # Not under the event's own key: nonsense must not pass for the event that it resembles.
+            return Event(_content_key(item), unreadable=str(error))
         return Event(key, tuple(clamp(replace(change, account=account), received_at) for change in changes))
 
     def _changes(self, kind: Kind, item: Mapping[str, Any], version: Version) -> Iterator[Change]:
@@ -364,9 +365,12 @@ def _key(item: Mapping[str, Any]) -> str:
     about = [object_id] if object_id else pair
     rest = [text_or_none(item.get(name)) for name in ("propertyName", "occurredAt")]
     if not parts[2] or not rest[1]:
-        # Not an event as HubSpot documents it; its content without the count of attempts must do.
-        return fingerprint({name: value for name, value in item.items() if name != "attemptNumber"})
+        return _content_key(item)  # not an event as HubSpot documents it
     return event_key(*parts, *about, *rest)
+
+
+def _content_key(item: Mapping[str, Any]) -> str:
+    return fingerprint({name: value for name, value in item.items() if name != "attemptNumber"})
 
 
 def _event_id(item: Mapping[str, Any]) -> str:
