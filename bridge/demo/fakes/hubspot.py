@@ -123,6 +123,9 @@ class HubSpot(Fake):
             for record in (primary, *merged):
                 if record is not survivor:
                     record.merged_into = survivor.id
+            created = (
+                [] if survivor is primary else [self._event("contact.creation", survivor, changeFlag="CREATED")]
+            )
             event = self._event(
                 "contact.merge",
                 primary,
@@ -130,9 +133,6 @@ class HubSpot(Fake):
                 mergedObjectIds=[int(one) for one in merged_ids],
                 newObjectId=int(survivor.id) if survivor is not primary else 0,
                 numberOfPropertiesMoved=len(properties),
-            )
-            created = (
-                [] if survivor is primary else [self._event("contact.creation", survivor, changeFlag="CREATED")]
             )
             return [*created, event]
 
