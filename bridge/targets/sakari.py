@@ -39,6 +39,7 @@ ECHOED = (*TEXTS, "lists", "attributes", "optIn", "blocked", "tags")
 LINKED = ("activecampaign", "hubspot", "pipedrive")  # Sakari's own integrations, which write contacts too
 STOPPED = "CONT-010"  # "Contact has requested no further communication"
 BAD_MOBILE = "CONT-001"
+NO_ADDRESS = "no_address"  # our code for a path that the platform does not have
 ACCOUNT_TROUBLE = {
     "ACCT-001": "the free limit is reached",
     "ACCT-006": "the account has not enough credit",
@@ -268,7 +269,7 @@ def _refuse(reply: Reply, doing: str, sent: Any = None) -> NoReturn:
     if code.startswith("ACCT-"):
         why = ACCOUNT_TROUBLE.get(code, "something is wrong with the account")
         raise Refused(f"Sakari refuses {doing}: {why} ({code}).", status=reply.status)
-    if reply.ok or 400 <= reply.status < 500:
+    if reply.ok or (400 <= reply.status < 500 and reply.status not in {408, 425, 429}):
         if code == STOPPED:
             raise _SaidStop(f"The person asked for no further communication ({code}).", status=reply.status)
         if code == BAD_MOBILE:
@@ -276,7 +277,7 @@ def _refuse(reply: Reply, doing: str, sent: Any = None) -> NoReturn:
             raise Permanent(message, status=reply.status)
     if reply.status == 404:
         message = f"Sakari does not know the address used for {doing} (HTTP 404). Check account_id and api_base."
-        raise Refused(message, status=404)
+        raise Refused(message, code=NO_ADDRESS, status=404)
     said = quotable(error.get("message"), sent) if isinstance(error, dict) else ""
     detail = ", ".join(part for part in (code, said) if part)
     if reply.status == 409:
@@ -541,7 +542,7 @@ class _Catalogue:
                 if isinstance(row.get("name"), str):
                     names.add(row["name"])
         except Refused as error:
-            if error.status != 404:
+            if error.code != NO_ADDRESS:
                 raise
             self._names = None  # an account without this list: the platform has to sort them out
         else:
@@ -754,6 +755,7 @@ class Sakari:
         except Permanent as error:
             if error.status not in {400, 422}:
                 raise
+            contact = self._get(account, target_id)  # the next write is to follow its own reading
         if _opted_out(contact):
             return contact, True
         note = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Self
 
 import requests
@@ -48,13 +47,15 @@ class Harness:
         self.target = Sakari(self.settings, clock=self.fake.clock)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def api(self, **hooks: Any) -> Api:
         return Api(TARGET.base_url(self.settings), session=self._session, **hooks)
+
+    def fresh_api(self) -> Api:
+        """Return one with a session of its own, to be closed by the caller: a session is for one thread."""
+        return Api(TARGET.base_url(self.settings))
 
     def reads(self, call: Call) -> bool:
         """Say whether a call that is no GET only reads: asking for a token does."""

@@ -122,7 +122,7 @@ class Sakari(Fake):
             self._seen(contact, "person")
             return str(contact["id"])
 
-    def edit(self, mobile: str, **fields: Any) -> None:
+    def edit(self, mobile: str, /, **fields: Any) -> None:
         """Change a contact, as a person at the keyboard would; None takes a value away."""
         with self.lock:
             contact = self._by_mobile(mobile)
@@ -390,7 +390,7 @@ class Sakari(Fake):
     # --- helpers ---
 
     def _check(self, body: Record) -> None:
-        if "@" not in (body.get("email") or "@"):
+        if body.get("email") is not None and "@" not in body["email"]:
             raise _Refusal(400, "CONT-004", "Invalid email")
         for entry in body.get("lists", []):
             if not isinstance(entry, dict) or not set(entry) <= {"id", "name", "optIn", "optOut"}:
