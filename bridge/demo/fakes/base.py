@@ -50,6 +50,7 @@ class Trouble:
 
 class _Quiet(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"  # keep-alive, as the platforms have it
+    disable_nagle_algorithm = True  # head and body leave in two writes; the second must not wait for an ACK
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class calls it so
         pass
