@@ -64,12 +64,21 @@ class BridgeSettings:
     max_body_bytes: int = field(
         default=4 * 1024 * 1024, metadata={"help": "larger webhooks are answered with 413"}
     )
+    settle_s: float = field(
+        default=60.0,
+        metadata={
+            "help": "how long a create that got no answer is searched for before the contact is created again; "
+            "longer than the platform takes to show a new contact in a search"
+        },
+    )
 
     def __post_init__(self) -> None:
         if not 1 <= self.retention_days <= 3650:
             raise ValueError("retention_days: from 1 to 3650")
         if not 1024 <= self.max_body_bytes <= 64 * 1024 * 1024:
             raise ValueError("max_body_bytes: from 1024 to 67108864 (64 MiB)")
+        if not 0 <= self.settle_s <= 3600:
+            raise ValueError("settle_s: from 0 to 3600")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ LONGEST_NAP_S = 2.0  # waiting for the quota within a push; longer waits end the
 SWEEP_S = 5.0
 BEAT_S = 10.0
 PRUNE_S = 3600.0
-SETTLE = timedelta(seconds=60)  # how long a create of unknown fate is searched for before another is sent
 KEYS_KEPT = timedelta(days=14)  # longer than any sender retries
 
 
@@ -37,7 +36,6 @@ class Worker:
     config: Config
     store: Store
     engine: Engine
-    settle: timedelta = SETTLE
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     clock: Callable[[], datetime] = utc_now
 
@@ -168,7 +166,7 @@ class Worker:
                 before_create=push.before_create,
                 create_refused=push.create_refused,
             )
-            pipeline.deliver(push, api, settle=self.settle, now=now)
+            pipeline.deliver(push, api, settle=timedelta(seconds=self.config.bridge.settle_s), now=now)
         return None
 
     def _probe(self, lane: str, connection: TargetConnection, status: TargetStatus) -> TargetStatus:

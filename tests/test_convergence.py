@@ -1,0 +1,169 @@
+"""Order does not matter: any permutation and repetition of any history ends in the same place, everywhere.
+
+The real worker, a real SQLite file and the four platforms on loopback; only the order and the clock are made up.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bridge.model import RecordKey, State
+from tests.platforms import Bench, Platforms, open_bench, person, serve_platforms, signed, webhook
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+PEOPLE = 2
+
+
+@dataclass(frozen=True)
+class Said:
+    """One event of the shop: of whom, what, and when."""
+
+    who: int
+    kind: str
+    fields: tuple[tuple[str, Any], ...]
+    minute: int
+
+    def body(self) -> bytes:
+        data = {"id": person(self.who)["id"], **dict(self.fields)}
+        return webhook(self.kind, data, NOON + timedelta(minutes=self.minute))
+
+
+def fields_of(who: int) -> st.SearchStrategy[tuple[tuple[str, Any], ...]]:
+    known = person(who)
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "email": st.just(known["email"]),
+            "phone": st.just(known["phone"]),
+            "name": st.sampled_from(["Ana", "Anita", "Ann", ""]),
+            "surname": st.sampled_from(["Ruiz", "Ruiz Paz", "", None]),
+            "stop": st.sampled_from(["yes", "no", ""]),
+        },
+    ).map(lambda fields: tuple(fields.items()))
+
+
+kinds = st.sampled_from(["changed"] * 6 + ["created", "deleted", "created", "erased"])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Said]:
+    """Everybody is introduced once, and then anything may happen; no two events have the same minute."""
+    minutes = draw(st.permutations(range(14)))
+    history = [
+        Said(who, "created", tuple(person(who, name="Ana").items())[1:], minutes[who]) for who in range(PEOPLE)
+    ]
+    for minute in minutes[PEOPLE : PEOPLE + draw(st.integers(0, 9))]:
+        who = draw(st.integers(0, PEOPLE - 1))
+        history.append(Said(who, draw(kinds), draw(fields_of(who)), minute))
+    return history
+
+
+def play(
+    bench: Bench, history: Sequence[Said], ids: Mapping[Said, str], *, stops: frozenset[int] = frozenset()
+) -> None:
+    """Send *history* in this order; the worker runs after the events at the places *stops*, and at the end."""
+    for place, said in enumerate(history):
+        bench.receive(signed(bench.config, said.body(), ids[said]))
+        if place in stops:
+            bench.settle()
+    bench.settle()
+
+
+def seen(bench: Bench, platforms: Platforms) -> dict[str, Any]:
+    """Return all that is known and wanted of everybody, and what every platform holds."""
+    keys = [RecordKey("shop", person(who)["id"]) for who in range(PEOPLE)]
+    contacts = bench.store.contacts(keys)
+    return {
+        "contacts": {key: (contact.fields, contact.alive, contact.erased) for key, contact in contacts.items()},
+        "desired": {(row.target, key): row.desired for key in keys for row in bench.store.deliveries_of(key)},
+        "states": {(row.target, key): row.state for key in keys for row in bench.store.deliveries_of(key)},
+        "platforms": {who: held(platforms, who) for who in range(PEOPLE)},
+    }
+
+
+def held(platforms: Platforms, who: int) -> dict[str, dict[str, Any]]:
+    """Return what each platform holds of a person, without its own ids and clocks."""
+    known = person(who)
+    found = {
+        "marketing": platforms.marketing.person(known["email"]),
+        "sms": platforms.sms.person(known["phone"]),
+        "inbox": platforms.inbox.person(known["phone"]),
+        "register": platforms.register.person(known["email"]),
+    }
+    return {
+        name: {key: value for key, value in (held or {}).items() if "id" not in key.lower()}
+        for name, held in found.items()
+    }
+
+
+@contextmanager
+def everything(**how: Any) -> Iterator[tuple[Bench, Platforms]]:
+    with (
+        serve_platforms() as platforms,
+        tempfile.TemporaryDirectory() as folder,
+        open_bench(Path(folder), platforms, **how) as bench,
+    ):
+        yield bench, platforms
+
+
+@pytest.mark.parametrize("on_delete", ["keep", "remove"])
+@given(history=histories(), seed=st.integers(0, 2**32))
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_any_order_and_any_repeats_end_in_the_same_place(on_delete: str, history: list[Said], seed: int) -> None:
+    chance = random.Random(seed)
+    ids = {said: f"msg_{place}" for place, said in enumerate(history)}
+    shuffled = [*history, *chance.choices(history, k=chance.randint(0, 4))]
+    chance.shuffle(shuffled)
+    outcomes = []
+    for order in (sorted(history, key=lambda said: said.minute), shuffled):
+        with everything(on_delete=on_delete) as (bench, platforms):
+            play(bench, order, ids)
+            outcomes.append(seen(bench, platforms))
+            assert platforms.loosened() == []
+            assert all(count <= PEOPLE for count in platforms.counts().values())
+    in_order, in_any_order = outcomes
+    assert in_any_order == in_order
+
+
+@given(history=histories(), seed=st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_it_does_not_matter_when_the_worker_runs_but_for_opt_outs_which_only_tighten(
+    history: list[Said], seed: int
+) -> None:
+    chance = random.Random(seed)
+    ids = {said: f"msg_{place}" for place, said in enumerate(history)}
+    shuffled = list(history)
+    chance.shuffle(shuffled)
+    stops = frozenset(chance.sample(range(len(shuffled)), k=min(4, len(shuffled))))
+    outcomes = []
+    for order, pauses in ((sorted(history, key=lambda said: said.minute), frozenset[int]()), (shuffled, stops)):
+        with everything() as (bench, platforms):
+            play(bench, order, ids, stops=pauses)
+            outcomes.append(seen(bench, platforms))
+            assert platforms.loosened() == []
+            assert all(count <= PEOPLE for count in platforms.counts().values())
+    at_the_end, on_the_way = outcomes
+    assert on_the_way["contacts"] == at_the_end["contacts"]
+    if any(dict(said.fields).get("stop") == "yes" for said in history):
+        # What was opted out on the way stays so at the target, whatever the CRM says later.
+        for key, state in at_the_end["states"].items():
+            if state is State.OPTED_OUT:
+                assert on_the_way["states"][key] is State.OPTED_OUT
+    elif not any(said.kind in {"deleted", "erased"} for said in history):
+        assert on_the_way["desired"] == at_the_end["desired"]
+        assert on_the_way["platforms"] == at_the_end["platforms"]
