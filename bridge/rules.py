@@ -262,7 +262,8 @@ def _why_missing(route: Route, contact: Contact, made: _Made, target: str) -> st
     unknown = sorted(name for name in rule.value.names if name not in contact.fields)
     if unknown:
         return f"the CRM has not told {_listed(unknown)} yet"
-    return f"{_listed(sorted(rule.value.names)) or target} is empty in the CRM"
+    names = sorted(rule.value.names)
+    return f"{_listed(names) or target} {'are' if len(names) > 1 else 'is'} empty in the CRM"
 
 
 def _listed(names: Iterable[str]) -> str:
