@@ -21,8 +21,8 @@ from bridge.model import Receipt, Secret
 from bridge.outbound import Api, segment
 from bridge.targets.activecampaign.account import Account
 from bridge.targets.activecampaign.client import TITLE, Client, Gone, NotFound
-from bridge.targets.activecampaign.contact import find_contact
-from bridge.targets.activecampaign.push import push
+from bridge.targets.activecampaign.contact import find_contact, opted_out, read_contact
+from bridge.targets.activecampaign.push import address_of, push
 from bridge.targets.base import FieldKind, Job, TargetField, TargetType
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -75,18 +75,22 @@ class ActiveCampaign:
             return push(self._client(api), self._account, stranger)
 
     def remove(self, api: Api, job: Job) -> Receipt:
-        client, target_id = self._client(api), job.target_id
+        client, target_id, address = self._client(api), job.target_id, address_of(job)
         if target_id is None:
-            address = job.desired.fields.get("email")
-            target_id = find_contact(client, address) if isinstance(address, str) and address else None
+            target_id = find_contact(client, address) if address else None
             if target_id is None:
+                job.check_settled()
                 return Receipt("absent")
-            job.link(target_id)  # nobody's contact is deleted that is linked to another record
+            job.link(target_id)  # no contact is deleted that is linked to another record
+        gone = Receipt("removed", target_id, notes=(f"It was gone from {TITLE} already.",))
+        held = read_contact(client, target_id)
+        if held is None:
+            return gone
         try:
             client.call("DELETE", f"/contacts/{segment(target_id)}", doing="removing the contact")
         except NotFound:
-            return Receipt("removed", target_id, notes=(f"It was gone from {TITLE} already.",))
-        return Receipt("removed", target_id)
+            return gone
+        return Receipt("removed", target_id, opted_out=opted_out(held.rows))
 
     def check(self, api: Api) -> str:
         user = self._client(api).call("GET", "/users/me", doing="checking the key").row("user")

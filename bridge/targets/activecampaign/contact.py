@@ -57,11 +57,14 @@ def find_contact(client: Client, email: str) -> str | None:
     # Any status: a person who unsubscribed is a contact, too.
     query: dict[str, str | int] = {"email": email, "status": -1}
     answer = client.call("GET", "/contacts", query=query, doing="looking for the contact")
-    found = {
-        str(contact.get("id"))
+    fitting = [
+        contact
         for contact in answer.rows("contacts")
         if same_base("email", str(contact.get("email") or ""), email) and not is_deleted(contact)
-    }
+    ]
+    if any(number(contact.get("id")) is None for contact in fitting):
+        raise answer.nonsense()
+    found = {str(contact["id"]) for contact in fitting}
     if len(found) > 1:
         raise Ambiguous(
             f"{len(found)} contacts in {TITLE} have this e-mail address. Merge them there, then replay."

@@ -88,6 +88,7 @@ class Lists:
             # Other calls, and waits for a turn, lie behind: the person may have left meanwhile.
             self._read()
             out = opted_out(row for row in self.rows if row.list_id not in self._left)
+            out = out or (self._progress.job.opted_out and self.none_open())
             new = [number for number in new if not out and not self._of(number)]
             for number in new:
                 self._post(number, SUBSCRIBED, "subscribing the person to a list")

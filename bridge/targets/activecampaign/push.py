@@ -33,6 +33,8 @@ def push(client: Client, account: Account, job: Job) -> Receipt:
         Gone: it was deleted; look for the person anew. Any `DeliveryFailed`: as the platform answered.
     """
     progress = Progress(client, account, job)
+    if job.accepted is not None and not job.desired.opt_out and not progress.wanted():
+        return Receipt("unchanged", job.target_id, progress.accepted, job.opted_out)
     held = _find(progress)
     if held is None and not job.may_create():
         return Receipt("absent")
@@ -55,7 +57,8 @@ def push(client: Client, account: Account, job: Job) -> Receipt:
         write_tags(progress, held.id, wanted["tags"])
     lists.join()
     outcome = "created" if progress.new else "updated" if progress.wrote else "unchanged"
-    out = opted_out(lists.rows) or (job.desired.opt_out and lists.none_open())
+    # An opt-out stays one when the lists it was on are gone, or there never was a list to write it to.
+    out = opted_out(lists.rows) or ((job.desired.opt_out or job.opted_out) and lists.none_open())
     return Receipt(outcome, held.id, progress.accepted, out, tuple(progress.notes))
 
 
@@ -64,7 +67,9 @@ def _is_ordinary(name: str) -> bool:
 
 
 def _find(progress: Progress) -> Held | None:
-    target_id = progress.job.target_id or find_contact(progress.client, _address(progress.job))
+    target_id, address = progress.job.target_id, address_of(progress.job)
+    if target_id is None and address:
+        target_id = find_contact(progress.client, address)
     return None if target_id is None else _read(progress, target_id)
 
 
@@ -75,12 +80,10 @@ def _read(progress: Progress, target_id: str) -> Held:
     return held
 
 
-def _address(job: Job) -> str:
+def address_of(job: Job) -> str:
+    """Return the wanted e-mail address; "" when none is known."""
     address = job.desired.fields.get("email")
-    if not isinstance(address, str) or is_blank(address):
-        message = f"The contact is not in {TITLE} (any more), and there is no e-mail address to find it by."
-        raise Permanent(message, code="no_identity")
-    return address
+    return address if isinstance(address, str) and not is_blank(address) else ""
 
 
 def _create(progress: Progress) -> Held:
@@ -88,7 +91,10 @@ def _create(progress: Progress) -> Held:
 
     https://developers.activecampaign.com/reference/sync-a-contacts-data
     """
-    address = _address(progress.job)
+    address = address_of(progress.job)
+    if not address:
+        message = f"The contact is not in {TITLE} (any more), and there is no e-mail address to create it with."
+        raise Permanent(message, code="no_identity")
     try:
         answer = progress.client.call(
             "POST",
