@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from bridge.targets import activecampaign, clerk_chat, sakari
+from bridge.targets import activecampaign, artu, clerk_chat, sakari
 
-TARGETS = {target.name: target for target in (activecampaign.TARGET, sakari.TARGET, clerk_chat.TARGET)}
+TARGETS = {
+    target.name: target for target in (activecampaign.TARGET, sakari.TARGET, clerk_chat.TARGET, artu.TARGET)
+}
