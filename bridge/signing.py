@@ -11,10 +11,11 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -180,6 +181,23 @@ BASIC = Scheme(
 
 
 # --- secrets ---------------------------------------------------------------------------------------------
+
+
+Given = TypeVar("Given")
+
+
+def credentials(key: str, given: Sequence[Given], make: Callable[[Given], Credential]) -> tuple[Credential, ...]:
+    """Return what *make* makes of each secret that stands under *key* in a section of the configuration.
+
+    Raises:
+        ValueError: there is none, or one is unusable; the message begins with *key*.
+    """
+    if not given:
+        raise ValueError(f"{key}: at least one is needed, or anyone could send")
+    try:
+        return tuple(make(one) for one in given)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def credential(scheme: Scheme, secret: str, key_encoding: str = "text") -> Credential:

@@ -68,12 +68,12 @@ class HmacSource:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
-        if not settings.secrets:
-            raise ValueError("secrets: at least one secret is needed")
         scheme = _scheme(settings.signature, settings.timestamp)
-        self._credentials = [
-            signing.credential(scheme, secret.reveal(), settings.signature.key) for secret in settings.secrets
-        ]
+        self._credentials = signing.credentials(
+            "secrets",
+            settings.secrets,
+            lambda secret: signing.credential(scheme, secret.reveal(), settings.signature.key),
+        )
         self._mapped = Mapped(name, settings.payload)
 
     def verify(self, request: InboundRequest, now: datetime) -> Genuine:

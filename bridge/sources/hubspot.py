@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 from bridge import signing
@@ -54,6 +55,7 @@ KNOWN_FIELDS = (
     "website", "zip",
 )  # fmt: skip
 
+SCHEMES = {"v1": signing.HUBSPOT_V1, "v2": signing.HUBSPOT_V2, "v3": signing.HUBSPOT_V3}
 SignatureVersion = Literal["v1", "v2", "v3"]
 
 
@@ -89,14 +91,11 @@ class HubSpot:
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
         self._settings = settings
-        if not settings.secrets:
-            raise ValueError("secrets: the app's client secret is needed")
         if not settings.signature_versions:
             raise ValueError("signature_versions: at least one of v1, v2 and v3 is needed")
-        schemes = {"v1": signing.HUBSPOT_V1, "v2": signing.HUBSPOT_V2, "v3": signing.HUBSPOT_V3}
         self._credentials = {
-            version: [signing.credential(scheme, secret.reveal()) for secret in settings.secrets]
-            for version, scheme in schemes.items()
+            version: signing.credentials("secrets", settings.secrets, partial(_credential, scheme))
+            for version, scheme in SCHEMES.items()
         }
         if settings.token is not None and not settings.token.reveal().strip():
             raise ValueError("token: it is empty; leave the key out if contacts are not to be read")
@@ -342,6 +341,10 @@ class HubSpot:
 
 
 # --- headers ---------------------------------------------------------------------------------------------
+
+
+def _credential(scheme: signing.Scheme, secret: Secret) -> signing.Credential:
+    return signing.credential(scheme, secret.reveal())
 
 
 def _signature_version(headers: Mapping[str, str]) -> str:

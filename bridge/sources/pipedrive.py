@@ -79,11 +79,11 @@ class Pipedrive:
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
         self._company_id = None if settings.company_id is None else str(settings.company_id).strip()
-        if not settings.credentials:
-            raise ValueError("credentials: at least one { user, password } is needed")
-        self._credentials = [
-            signing.basic_credential(login.user, login.password.reveal()) for login in settings.credentials
-        ]
+        self._credentials = signing.credentials(
+            "credentials",
+            settings.credentials,
+            lambda login: signing.basic_credential(login.user, login.password.reveal()),
+        )
 
     def verify(self, request: InboundRequest, now: datetime) -> Genuine:
         proof = signing.verify(request, self._credentials, now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import NoReturn
 
 from bridge import signing
@@ -40,12 +41,9 @@ class StandardWebhooks:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
-        if not settings.secrets:
-            raise ValueError("secrets: at least one secret is needed")
         # Both header sets, each with all secrets: they are never mixed in one check.
         self._credentials = {
-            names: [signing.standard_credential(names, secret.reveal()) for secret in settings.secrets]
-            for names in NAMES
+            names: signing.credentials("secrets", settings.secrets, partial(_credential, names)) for names in NAMES
         }
         self._mapped = Mapped(name, settings.payload)
 
@@ -84,6 +82,10 @@ class StandardWebhooks:
 
     def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> NoReturn:
         cannot_read(self.name)
+
+
+def _credential(names: str, secret: Secret) -> signing.Credential:
+    return signing.standard_credential(names, secret.reveal())
 
 
 def _names(headers: Mapping[str, str]) -> str:
