@@ -20,6 +20,7 @@ class Harness:
 
     title = TARGET.title
     type: TargetType = TARGET
+    fake_type: builtins.type[FakeArtu] = FakeArtu
     switches: Mapping[str, tuple[Any, ...]] = FakeArtu.SWITCHES
     identity = "email"
     clearable: str | None = "phone"
@@ -28,7 +29,7 @@ class Harness:
     has_opt_out = False
 
     def __init__(self, *, settings: Mapping[str, Any] | None = None, **switches: Any) -> None:
-        self.fake = FakeArtu(**switches)
+        self.fake = self.fake_type(**switches)
         self.register = self.fake.registers["test"]
         base = {"environment": "test", "create_clients": True}
         self.target = Artu(Settings(Secret(self.fake.key), **{**base, **(settings or {})}))

@@ -22,6 +22,7 @@ class Harness:
 
     title = TARGET.title
     type: TargetType = TARGET
+    fake_type: builtins.type[FakeClerkChat] = FakeClerkChat
     switches: Mapping[str, tuple[Any, ...]] = FakeClerkChat.SWITCHES
     identity = "phone"
     clearable: str | None = "data.tier"
@@ -30,7 +31,7 @@ class Harness:
     has_opt_out = True
 
     def __init__(self, *, settings: Mapping[str, Any] | None = None, **switches: Any) -> None:
-        self.fake = FakeClerkChat(**switches)
+        self.fake = self.fake_type(**switches)
         phone, email = PARAMETERS[self.fake.switches["search_params"]]
         fitting = {
             "update_phone": self.fake.switches["put_accepts_phone"],
