@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -673,7 +676,7 @@ CLOSE: dict[str, Any] = {
 def from_toml(section: Mapping[str, Any], secret: str) -> hmac_scheme.HmacSource:
     """Make a source of what a section of bridge.toml holds, as the configuration does."""
     signature = TypeAdapter(hmac_scheme.Signature).validate_python(section["signature"])
-    timestamp = TypeAdapter(hmac_scheme.Timestamp).validate_python(section["timestamp"])
+    timestamp = TypeAdapter(hmac_scheme.Timestamp | None).validate_python(section["timestamp"])
     return hmac_scheme.HmacSource("crm", hmac_scheme.Settings((Secret(secret),), signature, timestamp))
 
 
@@ -738,3 +741,37 @@ def test_a_recording_saved_by_an_editor_is_read_too() -> None:
 def test_what_is_no_recording_says_what_is_missing(text: bytes) -> None:
     with pytest.raises(BadPayload, match=r"recording"):
         read_recording(text, BASE_URL)
+
+
+# --- pages -----------------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[1] / "docs" / "sources"
+
+
+@types
+def test_the_page_of_a_type_explains_every_setting(kind: str) -> None:
+    page = (DOCS / f"{kind}.md").read_text("utf-8")
+    for setting in dataclasses.fields(SOURCES[kind].settings):
+        assert f"\n| `{setting.name}` |" in page, f"{kind}.md does not explain {setting.name}"
+    for word in ("What to click", "What arrives", "```http", "Traps"):
+        assert word in page
+
+
+@types
+def test_the_examples_of_a_page_name_settings_that_exist(kind: str) -> None:
+    page = (DOCS / f"{kind}.md").read_text("utf-8")
+    for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL):
+        for section in tomllib.loads(block)["sources"].values():
+            assert section.pop("type") == kind
+            assert set(section.get("payload", {})) <= {setting.name for setting in dataclasses.fields(Payload)}
+            assert set(section) <= {setting.name for setting in dataclasses.fields(SOURCES[kind].settings)}
+            if kind == "hmac":
+                from_toml({"timestamp": None, **section}, "00")
+
+
+@types
+def test_the_request_on_a_page_is_one_that_the_source_reads(kind: str) -> None:
+    page = (DOCS / f"{kind}.md").read_text("utf-8")
+    (example,) = re.findall(r"```http\n(.*?)\n```", page, re.DOTALL)
+    (event,) = parse(CONNECTIONS[kind], read_recording(example.encode(), BASE_URL))
+    assert event.changes
