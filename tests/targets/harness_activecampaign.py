@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from bridge.demo.fakes.activecampaign import API_KEY, ActiveCampaign
 from bridge.model import Secret, Value
@@ -29,7 +29,7 @@ class Harness:
         self.fake = ActiveCampaign(welcome_list="Newsletter", **switches)
         self._stack = ExitStack()
 
-    def __enter__(self) -> Harness:
+    def __enter__(self) -> Self:
         url = self._stack.enter_context(self.fake.serve())
         self._session = self._stack.enter_context(new_session())
         self.settings = Settings(base_url=url, api_key=Secret(API_KEY))

@@ -170,7 +170,7 @@ def _codes(*found: Any) -> frozenset[str]:
 
 
 def _words(*parts: Any) -> str:
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(str(part).rstrip(".") for part in parts if part)
 
 
 def _pointer(row: Json) -> Any:
