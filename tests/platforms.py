@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from wsgiref.types import WSGIApplication
 
 from bridge import pipeline
-from bridge.config import Config, load
+from bridge.config import Config
 from bridge.demo.fakes.activecampaign import API_KEY as ACTIVECAMPAIGN_KEY
 from bridge.demo.fakes.activecampaign import ActiveCampaign
 from bridge.demo.fakes.artu import Artu
-from bridge.demo.fakes.base import Fake
+from bridge.demo.fakes.base import Fake, serve
 from bridge.demo.fakes.clerk_chat import ClerkChat
 from bridge.demo.fakes.sakari import Sakari
 from bridge.engine.protocol import Run
@@ -152,13 +153,21 @@ class Platforms:
         """Return every opt-out that a call, and not a person, took away."""
         return [*self.marketing.loosened, *self.sms.loosened()]
 
+    def forget(self) -> None:
+        """Begin anew with empty accounts, at the same addresses."""
+        self.marketing, self.sms, self.inbox, self.register = ActiveCampaign(), Sakari(), ClerkChat(), Artu()
+
 
 @contextmanager
 def serve_platforms() -> Iterator[Platforms]:
     platforms = Platforms()
+
+    def account(name: str) -> WSGIApplication:
+        return lambda environ, start_response: platforms.fakes[name](environ, start_response)
+
     with ExitStack() as stack:
-        for name, fake in platforms.fakes.items():
-            platforms.urls[name] = stack.enter_context(fake.serve())
+        for name in platforms.fakes:
+            platforms.urls[name] = stack.enter_context(serve(account(name)))
         yield platforms
 
 
@@ -225,8 +234,7 @@ class Bench:
 
 
 @contextmanager
-def open_bench(folder: Path, platforms: Platforms, **how: Any) -> Iterator[Bench]:
-    config = load(platforms.write_config(folder, **how), platforms.environ)
+def open_bench(folder: Path, config: Config) -> Iterator[Bench]:
     store = SqliteStore(folder / "bridge.db", {name: one.lanes for name, one in config.targets.items()})
     store.migrate()
     ahead = [timedelta()]

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bridge.config import Config, load
 from bridge.model import RecordKey, State
 from tests.platforms import Bench, Platforms, open_bench, person, serve_platforms, signed, webhook
 
@@ -107,31 +108,47 @@ def held(platforms: Platforms, who: int) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.fixture(scope="module")
+def platforms() -> Iterator[Platforms]:
+    with serve_platforms() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def configs(platforms: Platforms, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
+    """Return a configuration by its *on_delete*."""
+    folder = tmp_path_factory.mktemp("config")
+    return {
+        on_delete: load(platforms.write_config(folder, on_delete=on_delete), platforms.environ)
+        for on_delete in ("keep", "remove")
+    }
+
+
 @contextmanager
-def everything(**how: Any) -> Iterator[tuple[Bench, Platforms]]:
-    with (
-        serve_platforms() as platforms,
-        tempfile.TemporaryDirectory() as folder,
-        open_bench(Path(folder), platforms, **how) as bench,
-    ):
-        yield bench, platforms
+def anew(platforms: Platforms, config: Config) -> Iterator[Bench]:
+    """Begin with an empty database and empty platforms."""
+    platforms.forget()
+    with tempfile.TemporaryDirectory() as folder, open_bench(Path(folder), config) as bench:
+        yield bench
 
 
 @pytest.mark.parametrize("on_delete", ["keep", "remove"])
 @given(history=histories(), seed=st.integers(0, 2**32))
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_any_order_and_any_repeats_end_in_the_same_place(on_delete: str, history: list[Said], seed: int) -> None:
+def test_any_order_and_any_repeats_end_in_the_same_place(
+    platforms: Platforms, configs: dict[str, Config], on_delete: str, history: list[Said], seed: int
+) -> None:
     chance = random.Random(seed)
     ids = {said: f"msg_{place}" for place, said in enumerate(history)}
     shuffled = [*history, *chance.choices(history, k=chance.randint(0, 4))]
     chance.shuffle(shuffled)
     outcomes = []
     for order in (sorted(history, key=lambda said: said.minute), shuffled):
-        with everything(on_delete=on_delete) as (bench, platforms):
+        with anew(platforms, configs[on_delete]) as bench:
             play(bench, order, ids)
             outcomes.append(seen(bench, platforms))
             assert platforms.loosened() == []
@@ -141,9 +158,9 @@ def test_any_order_and_any_repeats_end_in_the_same_place(on_delete: str, history
 
 
 @given(history=histories(), seed=st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_it_does_not_matter_when_the_worker_runs_but_for_opt_outs_which_only_tighten(
-    history: list[Said], seed: int
+    platforms: Platforms, configs: dict[str, Config], history: list[Said], seed: int
 ) -> None:
     chance = random.Random(seed)
     ids = {said: f"msg_{place}" for place, said in enumerate(history)}
@@ -152,7 +169,7 @@ def test_it_does_not_matter_when_the_worker_runs_but_for_opt_outs_which_only_tig
     stops = frozenset(chance.sample(range(len(shuffled)), k=min(4, len(shuffled))))
     outcomes = []
     for order, pauses in ((sorted(history, key=lambda said: said.minute), frozenset[int]()), (shuffled, stops)):
-        with everything() as (bench, platforms):
+        with anew(platforms, configs["keep"]) as bench:
             play(bench, order, ids, stops=pauses)
             outcomes.append(seen(bench, platforms))
             assert platforms.loosened() == []

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask, Response, request
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -140,16 +140,23 @@ class Fake:
 
     @contextmanager
     def serve(self, port: int = 0) -> Iterator[str]:
-        """Serve on a free port of 127.0.0.1 and yield the base URL, without a trailing slash."""
-        server = make_server("127.0.0.1", port, self, threaded=True, request_handler=_Quiet)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        """Serve on 127.0.0.1 (0: on a free port) and yield the base URL, without a trailing slash."""
+        with serve(self, port) as url:
+            yield url
+
+
+@contextmanager
+def serve(app: WSGIApplication, port: int = 0) -> Iterator[str]:
+    """Serve *app* on 127.0.0.1 (0: on a free port) and yield its base URL, without a trailing slash."""
+    server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def answer(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Response:
