@@ -103,6 +103,8 @@ class Scheme:
             raise ValueError(
                 "the timestamp stands either in a header of its own or behind a prefix in the signature's header"
             )
+        if self.stamp is not None and not all(0 < s <= 86_400 for s in (self.stamp.past_s, self.stamp.future_s)):
+            raise ValueError("the tolerance of a timestamp is more than nothing and at most a day (86400 s)")
         if self.stamp is not None and self.stamp.prefix and not self.between:
             raise ValueError("a timestamp inside the signature's header needs to know what separates the entries")
 

@@ -277,6 +277,10 @@ def test_a_login_that_cannot_be_told_apart_is_refused(user: str, password: str) 
         ({"parts": ("body", "timestamp"), "stamp": Stamp()}, "header of its own or"),
         ({"parts": ("body", "timestamp"), "stamp": Stamp("x-at", "t=")}, "header of its own or"),
         ({"parts": ("body", "timestamp"), "stamp": Stamp(prefix="t=")}, "what separates"),
+        *(
+            ({"parts": ("body", "timestamp"), "stamp": Stamp("x-at", past_s=s)}, "tolerance")
+            for s in (0, -1, 86_401, float("inf"), float("nan"))
+        ),
     ],
 )
 def test_a_scheme_that_proves_nothing_is_refused(scheme: dict[str, Any], said: str) -> None:

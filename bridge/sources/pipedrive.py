@@ -156,13 +156,15 @@ class _Said:
 
 def _second_version(meta: Mapping[str, Any], body: Mapping[str, Any]) -> _Said:
     webhook_id, event_id = text_or_none(meta.get("webhook_id")), text_or_none(meta.get("id"))
-    # `attempt` counts the retries and is no part of what tells events apart.
-    content = fingerprint({**body, "meta": {name: value for name, value in meta.items() if name != "attempt"}})
+    if not event_id:
+        # `attempt` counts the retries and is no part of what tells events apart.
+        once = {name: value for name, value in meta.items() if name != "attempt"}
+        event_id = fingerprint({**body, "meta": once})
     person = body.get("data")
     known = person if isinstance(person, dict) else body.get("previous")
     return _Said(
-        key=event_key(webhook_id, event_id) if event_id else event_key(content),
-        event_id=event_id or content,
+        key=event_key(webhook_id, event_id),
+        event_id=event_id,
         entity=text_or_none(meta.get("entity")) or "",
         action=text_or_none(meta.get("action")) or "",
         account=text_or_none(meta.get("company_id")),

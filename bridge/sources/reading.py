@@ -96,8 +96,6 @@ def moment(value: Any, what: str) -> datetime:
     Raises:
         Unclear: it names none, or leaves the time zone open.
     """
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        return value.astimezone(UTC)
     if isinstance(value, float) and 1e9 <= value < 1e10:
         return EPOCH + timedelta(seconds=value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
