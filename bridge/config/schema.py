@@ -1,6 +1,6 @@
 """The JSON Schema of ``bridge.toml``, so that editors complete and check it.
 
-``docs/bridge.schema.json`` is what ``python -m bridge.config_schema`` prints.
+``docs/bridge.schema.json`` is what ``python -m bridge.config.schema`` prints.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 import pydantic
 
-from bridge.config import BridgeSettings, FieldSettings, RouteSettings, TargetLimits
+from bridge.config.model import BridgeSettings, FieldSettings, RouteSettings, TargetLimits
 from bridge.sources import SOURCES
 from bridge.sources.base import SourceType
 from bridge.targets import TARGETS

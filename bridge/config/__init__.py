@@ -1,0 +1,9 @@
+"""``bridge.toml`` and the environment, read into frozen values; every problem at once, with its line and a fix."""
+
+from __future__ import annotations
+
+from bridge.config.environment import Environment
+from bridge.config.model import BridgeSettings, Config, SourceConnection, TargetConnection
+from bridge.config.reader import find, load
+
+__all__ = ["BridgeSettings", "Config", "Environment", "SourceConnection", "TargetConnection", "find", "load"]

@@ -1,0 +1,155 @@
+"""What ``bridge.toml`` may say, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bridge.errors import Problem
+from bridge.model import Mode
+from bridge.rules import Empty, OnDelete, Route
+from bridge.sources.base import Source, SourceType
+from bridge.targets.base import Target, TargetType
+
+# --- what the file may say ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSettings:
+    """The section ``[bridge]``."""
+
+    public_url: str = field(
+        default="",
+        metadata={"help": "the URL that senders call, without /hooks; some sign it. Default: $PUBLIC_URL"},
+    )
+    default_region: str = field(
+        default="",
+        metadata={
+            "help": "two letters such as 'US': where phone numbers without a country code are from. "
+            "Without it such a number is an error of its field"
+        },
+    )
+    retention_days: int = field(
+        default=90, metadata={"help": "how long requests and calls are kept with their contents; facts stay"}
+    )
+    max_body_bytes: int = field(
+        default=4 * 1024 * 1024, metadata={"help": "larger webhooks are answered with 413"}
+    )
+    settle_s: float = field(
+        default=60.0,
+        metadata={
+            "help": "how long a create that got no answer is searched for before the contact is created again; "
+            "longer than the platform takes to show a new contact in a search"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.retention_days <= 3650:
+            raise ValueError("retention_days: from 1 to 3650")
+        if not 1024 <= self.max_body_bytes <= 64 * 1024 * 1024:
+            raise ValueError("max_body_bytes: from 1024 to 67108864 (64 MiB)")
+        if not 0 <= self.settle_s <= 3600:
+            raise ValueError("settle_s: from 0 to 3600")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetLimits:
+    """Keys that every ``[targets.<name>]`` may have beside those of its type."""
+
+    rate_per_s: float | None = field(
+        default=None, metadata={"help": "calls a second that bridge allows itself, over all its processes"}
+    )
+    burst: int | None = field(default=None, metadata={"help": "calls that may be made at once after a pause"})
+    lanes: int | None = field(
+        default=None, metadata={"help": "calls under way at the same time; a change moves contacts between lanes"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.rate_per_s is not None and not 0 < self.rate_per_s <= 1000:
+            raise ValueError("rate_per_s: more than 0, up to 1000")
+        if self.burst is not None and not 1 <= self.burst <= 1000:
+            raise ValueError("burst: from 1 to 1000")
+        if self.lanes is not None and not 1 <= self.lanes <= 64:
+            raise ValueError("lanes: from 1 to 64")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSettings:
+    """A field rule that is more than an expression."""
+
+    value: str = field(metadata={"help": "the expression"})
+    mode: Mode = field(
+        default=Mode.ALWAYS,
+        metadata={"help": "if_blank: never overwrite; create_only: only in the call that creates the contact"},
+    )
+    empty: Empty = field(
+        default=Empty.LEAVE, metadata={"help": "clear: a field that the source cleared is cleared in the target"}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """One ``[[routes]]``."""
+
+    source: str = field(metadata={"help": "the name of a source"})
+    target: str = field(metadata={"help": "the name of a target"})
+    fields: Mapping[str, FieldSettings] = field(
+        metadata={"help": "target field = expression, or { value, mode, empty }"}
+    )
+    when: str = field(
+        default="", metadata={"help": "an expression: only contacts for which it is true; default: all"}
+    )
+    create: bool = field(default=True, metadata={"help": "false: only update contacts that exist in the target"})
+    on_delete: OnDelete = field(
+        default=OnDelete.KEEP, metadata={"help": "what a deletion in the CRM does to the target's contact"}
+    )
+    opt_out: str = field(default="", metadata={"help": "an expression: true means the person said stop"})
+
+
+# --- what comes of it -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConnection:
+    name: str
+    type: SourceType
+    source: Source
+    settings: Any  # of `type.settings`
+
+
+@dataclass(frozen=True, slots=True)
+class TargetConnection:
+    name: str
+    type: TargetType
+    target: Target
+    settings: Any  # of `type.settings`
+    base_url: str
+    rate_per_s: float
+    burst: int
+    lanes: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """A configuration without problems. *warnings* are what a person should know all the same."""
+
+    bridge: BridgeSettings
+    sources: Mapping[str, SourceConnection]
+    targets: Mapping[str, TargetConnection]
+    routes: tuple[Route, ...]
+    warnings: tuple[Problem, ...] = ()
+    path: Path | None = None
+
+    @cached_property
+    def _by_source(self) -> Mapping[str, tuple[Route, ...]]:
+        return {name: tuple(r for r in self.routes if r.source == name) for name in self.sources}
+
+    def routes_of(self, source: str) -> tuple[Route, ...]:
+        return self._by_source.get(source, ())
+
+    def reads(self, source: str) -> frozenset[str]:
+        """Return the source fields that any rule needs."""
+        return frozenset[str]().union(*(route.reads for route in self.routes_of(source)))
