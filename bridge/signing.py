@@ -266,8 +266,6 @@ def _key(secret: str, key_encoding: str) -> bytes:
     except ValueError:
         # "from None": the cause would quote the secret.
         raise ValueError(f"the secret is not written in {key_encoding}") from None
-    if not key:
-        raise ValueError("the secret is empty: anyone could sign with it")
     return key
 
 

@@ -62,7 +62,11 @@ class Source(Protocol):
         ...
 
     def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
-        """Return *request* with the headers that make it genuine, as the CRM would send it at *now*."""
+        """Return *request* with the headers that make it genuine, as the CRM would send it at *now*.
+
+        Raises:
+            ConfigError: what is configured can verify, but not sign.
+        """
         ...
 
     def can_read(self) -> bool:

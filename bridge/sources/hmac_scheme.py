@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Literal, NoReturn
 
 from bridge import signing
+from bridge.errors import ConfigError, Problem
 from bridge.model import Event, InboundRequest, RecordKey, Secret, Verified
 from bridge.outbound import Api
 from bridge.sources.base import Genuine, SourceType, cannot_read
@@ -85,7 +86,17 @@ class HmacSource:
         return self._mapped.events(genuine.request.body, Delivery(headers, received_at, genuine.signed_at))
 
     def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
-        return signing.sign(request, self._credentials[0], now)
+        """See `Source.sign`.
+
+        Raises:
+            ConfigError: a header that is to be signed is not in the request.
+        """
+        try:
+            return signing.sign(request, self._credentials[0], now)
+        except ValueError as error:
+            raise ConfigError(
+                Problem(f"sources.{self.name}.signature.parts", str(error), "put the header into what is sent")
+            ) from error
 
     def can_read(self) -> bool:
         return False
