@@ -158,7 +158,7 @@ class Artu:
             if client is None:
                 wanted = job.desired.create and not job.desired.opt_out
                 return Receipt("absent", notes=(NO_CLIENT,) if wanted else ())
-            if client.id != job.target_id:
+            if client.created:
                 job.link(client.id)
             try:
                 return self._update(api, job, client)
@@ -320,6 +320,9 @@ class Artu:
         """
         for last in (False, True):
             methods = self._of_client(api, client.id)
+            if client.id != job.target_id:
+                self._prove_it_is_free(job.key, methods)
+                job.link(client.id)
             plan = self._plan(job, client.id, methods)
             if not client.searched:
                 self._prove_they_are_nowhere_else(api, client.id, plan, methods)
@@ -336,6 +339,17 @@ class Artu:
         changed = bool(plan.writes or plan.deletes)
         outcome = "created" if client.created else "updated" if changed else "unchanged"
         return Receipt(outcome, client.id, self._accepted(job, client.id, held), notes=plan.notes)
+
+    def _prove_it_is_free(self, key: RecordKey, methods: Sequence[Method]) -> None:
+        """Before the first write to a client: no other record of the same CRM may have methods there.
+
+        Raises:
+            Ambiguous: one has, so two records would take turns in overwriting each other.
+        """
+        if any(
+            self._is_own(key, one) and not one.external_id.startswith(self._mark(key) + ":") for one in methods
+        ):
+            raise Ambiguous("This client in Artu holds contact methods of another record of the same CRM.")
 
     def _prove_they_are_nowhere_else(
         self, api: Api, client_id: str, plan: Plan, methods: Sequence[Method]
@@ -521,8 +535,8 @@ class Artu:
     def _is_own(self, key: RecordKey, method: Method) -> bool:
         """Say whether bridge made it for this source.
 
-        A client is linked to one contact of a source, so a method with another contact's id is that of a record
-        which was merged into this one.
+        A client is linked to one contact of a source (`_prove_it_is_free`), so a method with another contact's id
+        is that of a record which was merged into this one.
         """
         return method.external_id.startswith(f"{self.settings.external_id_prefix}:{segment(key.source)}:")
 

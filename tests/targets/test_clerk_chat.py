@@ -372,6 +372,13 @@ def test_update_phone_on_an_account_that_passes_over_it_is_not_mistaken_for_succ
             push(h, **after(first, phone="+525500000001"))
 
 
+def test_update_phone_on_an_account_that_refuses_it_says_which_field_it_was() -> None:
+    with Harness(settings={"update_phone": True}, unknown_fields="422") as h:
+        first = push(h)
+        with pytest.raises(Permanent, match=r"updating the contact.*property phone should not exist"):
+            push(h, **after(first, name="Ana R."))
+
+
 def test_a_phone_that_an_update_dropped_is_put_back() -> None:
     settings = {"update_phone": False}
     with Harness(settings=settings, put_mode="replace", put_accepts_phone=True) as h:
