@@ -96,7 +96,12 @@ fields = {{ phone = "phone", name = "name" }}
 source = "shop"
 target = "register"
 opt_out = "stop == 'yes'"
-fields = {{ client_external_id = "id", email = "email", mobile = "phone" }}
+
+[routes.fields]
+client_external_id = "id"
+client_name = {{ value = "name or 'A customer'", mode = "create_only" }}
+email = "email"
+mobile = "phone"
 """
 
 

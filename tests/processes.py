@@ -1,0 +1,119 @@
+"""The real web and worker processes, to be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import requests
+
+API_TOKEN = "a-long-token-for-tests-0123456789"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 30, what: str = "the condition") -> None:
+    """Wait for *condition*, looking often."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {seconds} s")
+        time.sleep(0.02)
+
+
+@dataclass
+class Processes:
+    """``bridge web`` and ``bridge worker`` on one database."""
+
+    config: Path
+    environ: Mapping[str, str]
+    port: int = field(default_factory=free_port)
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    session: requests.Session = field(default_factory=requests.Session)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log_path(self) -> Path:
+        return self.config.parent / "bridge.log"
+
+    def start(self, role: str) -> None:
+        host = ["--host", "127.0.0.1"] if role == "web" else []
+        environ = {
+            "PATH": os.environ["PATH"],
+            "DATABASE_URL": f"sqlite:///{self.config.parent / 'bridge.db'}",
+            "BRIDGE_API_TOKEN": API_TOKEN,
+            "SECRET_KEY": "a-secret-key-for-tests",
+            "PORT": str(self.port),
+            "LOG_LEVEL": "info",
+            **self.environ,
+        }
+        out: IO[bytes]
+        with self.log_path.open("ab") as out:
+            self.running[role] = subprocess.Popen(
+                [sys.executable, "-m", "bridge", role, "--config", str(self.config), *host],
+                env=environ,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # gunicorn's children die with their group
+            )
+
+    def kill(self, role: str) -> None:
+        """SIGKILL the process and its children: no handler runs, nothing is flushed."""
+        process = self.running.pop(role)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> None:
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self.running.clear()
+        self.session.close()
+
+    def api(self, path: str) -> dict[str, object]:
+        answer = self.session.get(
+            f"{self.url}/api/v1{path}", headers={"Authorization": f"Bearer {API_TOKEN}"}, timeout=10
+        )
+        answer.raise_for_status()
+        found: dict[str, object] = answer.json()
+        return found
+
+    def alive(self) -> bool:
+        try:
+            return self.session.get(f"{self.url}/healthz", timeout=2).status_code == 200
+        except requests.RequestException:
+            return False
+
+
+@contextmanager
+def start_processes(config: Path, environ: Mapping[str, str], *roles: str) -> Iterator[Processes]:
+    processes = Processes(config, environ)
+    try:
+        for role in roles or ("web", "worker"):
+            processes.start(role)
+        until(processes.alive, what="the web process")
+        yield processes
+    finally:
+        processes.stop()
