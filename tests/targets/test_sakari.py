@@ -1035,8 +1035,8 @@ def test_a_lost_opt_out_that_cannot_be_put_back_says_so(careless: Harness, how: 
         assert isinstance(careless.fake, Careless)
         careless.fake.times = 9
     else:
-        trouble: dict[str, Any] = {"refused": {"status": 500}, "silent": {"how": "drop"}}[how]
-        careless.fake.hook("PUT", "/contacts", lambda: careless.fake.trouble(method="PUT", **trouble))
+        troubles: dict[str, dict[str, Any]] = {"refused": {"status": 500}, "silent": {"how": "drop"}}
+        careless.fake.hook("PUT", "/contacts", lambda: careless.fake.trouble(method="PUT", **troubles[how]))
     with pytest.raises(Refused) as caught:
         careless.target.deliver(careless.api(), job({"firstName": "New"}, target_id=first.target_id))
     assert caught.value.code == "loosened"
@@ -1304,6 +1304,23 @@ def test_empty_settings_are_refused(name: str) -> None:
     given[name] = " " if name == "account_id" else Secret(" ")
     with pytest.raises(ValueError, match=name):
         Settings(**given)
+
+
+@pytest.mark.parametrize("api_base", ["http://api.sakari.io", "ftp://127.0.0.1", "api.sakari.io", ""])
+def test_a_base_that_is_not_encrypted_is_refused(api_base: str) -> None:
+    with pytest.raises(ValueError, match="https"):
+        Settings("a", Secret("b"), Secret("c"), api_base=api_base)
+
+
+def test_nobody_is_removed_who_is_linked_to_another_record(h: Harness) -> None:
+    h.fake.add(MOBILE)
+
+    def link(target_id: str) -> None:
+        raise Ambiguous("Another contact of the source is linked to it.")
+
+    with pytest.raises(Ambiguous):
+        h.target.remove(h.api(), job({"mobile": MOBILE}, gone=True, link=link))
+    assert h.count() == 1
 
 
 def test_settings_do_not_print_secrets(h: Harness) -> None:
