@@ -1,6 +1,7 @@
 """The store of one machine: one SQLite file, written by one transaction at a time.
 
-Every method is one transaction; the statements are in the modules beside this one.
+Every method is one transaction (but for holding and resuming, which may concern very many deliveries and can stop
+half-way without harm); the statements are in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from bridge.store.sqlite import delivering, keeping, processing, reading, receiv
 from bridge.store.sqlite.file import SqliteFile
 from bridge.store.sqlite.rows import target_status
 
+SLICE = 5000  # deliveries changed at a time, so that a receipt never waits for a hundred thousand of them
+
 
 class SqliteStore:
     """A `Store` in the file at *path*.
@@ -51,7 +54,7 @@ class SqliteStore:
             return receiving.receive(db, prepared)
 
     def refuse(self, refusals: Sequence[Refusal]) -> None:
-        with self._file.writing() as db:
+        with self._file.writing(durable=False) as db:
             receiving.refuse(db, refusals)
 
     # --- lanes ---
@@ -121,16 +124,25 @@ class SqliteStore:
         salt = self._salt
         with self._file.writing() as db:
             delivering.hold(db, salt, target, reason, now, probe_at)
+        self._hold_deliveries(target, now)
 
     def pause(self, target: str, reason: str, by: str, now: datetime) -> None:
         salt = self._salt
         with self._file.writing() as db:
             delivering.pause(db, salt, target, reason, by, now)
+        self._hold_deliveries(target, now)
 
     def resume(self, target: str, by: str, now: datetime) -> None:
-        salt = self._salt
-        with self._file.writing() as db:
-            delivering.resume(db, salt, target, by, now)
+        salt, opened = self._salt, False
+        while not opened:
+            with self._file.writing() as db:
+                opened = delivering.resume_some(db, salt, target, by, now, SLICE)
+
+    def _hold_deliveries(self, target: str, now: datetime) -> None:
+        all_held = False
+        while not all_held:
+            with self._file.writing() as db:
+                all_held = delivering.hold_some(db, target, now, SLICE)
 
     def note_refusal(self, target: str, now: datetime) -> int:
         with self._file.writing() as db:

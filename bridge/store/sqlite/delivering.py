@@ -200,20 +200,54 @@ def pause(db: Database, salt: bytes, target: str, reason: str, by: str, now: dat
     _close(db, salt, current, paused, now)
 
 
-def resume(db: Database, salt: bytes, target: str, by: str, now: datetime) -> None:
-    current = target_status(db, target)
-    if current.mode == "open":
+def _close(db: Database, salt: bytes, current: TargetStatus, closed: TargetStatus, now: datetime) -> None:
+    """Save the closed status, from which on nothing is claimed. A fact is written when it is news for a person."""
+    _save_status(db, closed)
+    if (current.mode, current.reason) == (closed.mode, closed.reason):
         return
-    opened = TargetStatus(target, since=now, by=by)
-    _save_status(db, opened)
-    # Their own moments are over or void: what made them wait was the target.
-    db.execute(
-        "UPDATE delivery SET state = 'pending', reason = ?, due_at = ?, updated_at = ?"
-        " WHERE target = ? AND state = 'held'",
-        (schedule.DUE_NOW, iso(now), iso(now), target),
-    )
+    by = f" by {closed.by}" if closed.by else ""
+    reason = f"Paused{by}: {closed.reason or 'no reason given'}" if closed.mode == "paused" else closed.reason
+    add_facts(db, salt, [AuditEntry(now, "target", closed.mode, reason, target=closed.target)])
+
+
+def hold_some(db: Database, target: str, now: datetime, limit: int) -> bool:
+    """Have up to *limit* deliveries of a closed target say that they are held; return whether that was all."""
+    status = target_status(db, target)
+    if status.mode == "open":
+        return True
+    reason = schedule.held_reason(status)
+    held = db.execute(
+        "UPDATE delivery SET state = 'held', reason = ?, updated_at = ? WHERE id IN"
+        " (SELECT id FROM delivery WHERE target = ? AND state IN ('pending', 'retrying') LIMIT ?)",
+        (reason, iso(now), target, limit),
+    ).rowcount
+    retold = db.execute(  # they were held already, for another reason
+        "UPDATE delivery SET reason = ?, updated_at = ? WHERE id IN"
+        " (SELECT id FROM delivery WHERE target = ? AND state = 'held' AND reason != ? LIMIT ?)",
+        (reason, iso(now), target, reason, limit),
+    ).rowcount
+    return max(held, retold) < limit
+
+
+def resume_some(db: Database, salt: bytes, target: str, by: str, now: datetime, limit: int) -> bool:
+    """Make up to *limit* held deliveries due, open the target with the last of them; return whether it is open.
+
+    Nothing is claimed before: if the process ends half-way, the target is still closed and can be resumed again.
+    """
+    if target_status(db, target).mode == "open":
+        return True
+    # Their own moments are void: what made them wait was the target.
+    released = db.execute(
+        "UPDATE delivery SET state = 'pending', reason = ?, due_at = ?, updated_at = ? WHERE id IN"
+        " (SELECT id FROM delivery WHERE target = ? AND state = 'held' LIMIT ?)",
+        (schedule.DUE_NOW, iso(now), iso(now), target, limit),
+    ).rowcount
+    if released == limit:
+        return False
+    _save_status(db, TargetStatus(target, since=now, by=by))
     reason = f"Opened by {by}; what was held is sent now."
     add_facts(db, salt, [AuditEntry(now, "target", "open", reason, target=target)])
+    return True
 
 
 def note_refusal(db: Database, target: str) -> int:
@@ -225,24 +259,6 @@ def note_refusal(db: Database, target: str) -> int:
 
 def clear_refusals(db: Database, target: str) -> None:
     db.execute("UPDATE target_status SET refusals = 0 WHERE target = ?", (target,))
-
-
-def _close(db: Database, salt: bytes, current: TargetStatus, closed: TargetStatus, now: datetime) -> None:
-    """Save the closed status and hold what is due. A fact is written only when something changed for a person."""
-    _save_status(db, closed)
-    if (current.mode, current.reason) == (closed.mode, closed.reason):
-        return
-    values = (schedule.held_reason(closed), iso(now), closed.target)
-    db.execute(
-        "UPDATE delivery SET state = 'held', reason = ?, updated_at = ?"
-        " WHERE target = ? AND state IN ('pending', 'retrying')",
-        values,
-    )
-    if current.mode != "open":  # what is held already waits for another reason now
-        db.execute("UPDATE delivery SET reason = ?, updated_at = ? WHERE target = ? AND state = 'held'", values)
-    by = f" by {closed.by}" if closed.by else ""
-    reason = f"Paused{by}: {closed.reason or 'no reason given'}" if closed.mode == "paused" else closed.reason
-    add_facts(db, salt, [AuditEntry(now, "target", closed.mode, reason, target=closed.target)])
 
 
 def _save_status(db: Database, status: TargetStatus) -> None:

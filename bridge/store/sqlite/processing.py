@@ -220,8 +220,7 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
         db.execute(
             "UPDATE contact SET replay_at = NULL WHERE source = ? AND source_id = ?", (key.source, key.source_id)
         )
-    if decision.account is not None:
-        _pin_account(db, ticket.lane.removeprefix("process:"), decision.account)
+    _note_source(db, ticket.lane.removeprefix("process:"), decision.account)
     return due
 
 
@@ -284,7 +283,8 @@ def _erase(db: Database, decision: Decision, lanes: LaneCounts, now: datetime) -
                 save_delivery(db, wiped, lanes)
 
 
-def _pin_account(db: Database, source: str, account: str) -> None:
+def _note_source(db: Database, source: str, account: str | None) -> None:
+    """Have the source known, and remember its first account."""
     db.execute(
         "INSERT INTO source_state (source, account) VALUES (?, ?) ON CONFLICT (source) DO UPDATE"
         " SET account = coalesce(account, excluded.account)",

@@ -144,9 +144,8 @@ def delivery_conditions(narrowed: Filter) -> Conditions:
     if narrowed.q:
         texts = needles(narrowed.q)
         conditions.add(
-            "(d.target_id = ? OR instr(lower(d.reason), ?) > 0 OR EXISTS (SELECT 1 FROM contact c"
-            " WHERE c.source = d.source AND c.source_id = d.source_id"
-            " AND (instr(c.search, ?) > 0 OR instr(c.search, ?) > 0)))",
+            "(d.target_id = ? OR instr(lower(d.reason), ?) > 0 OR (d.source, d.source_id) IN (SELECT"
+            " c.source, c.source_id FROM contact c WHERE instr(c.search, ?) > 0 OR instr(c.search, ?) > 0))",
             narrowed.q.strip(),
             texts[0],
             *texts,
@@ -175,9 +174,8 @@ def audit_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -
     if narrowed.q:
         texts = needles(narrowed.q)
         conditions.add(
-            "(instr(lower(a.reason), ?) > 0 OR EXISTS (SELECT 1 FROM contact c"
-            " WHERE c.source = a.source AND c.source_id = a.source_id"
-            " AND (instr(c.search, ?) > 0 OR instr(c.search, ?) > 0)))",
+            "(instr(lower(a.reason), ?) > 0 OR (a.source, a.source_id) IN (SELECT"
+            " c.source, c.source_id FROM contact c WHERE instr(c.search, ?) > 0 OR instr(c.search, ?) > 0))",
             texts[0],
             *texts,
         )

@@ -34,8 +34,9 @@ def prepare(inbound: NewInbound, salt: bytes) -> Prepared:
         )
     else:
         keys = (digest(salt, f"body\x1f{inbound.source}", inbound.body),)
-    # The keys are part of the scope, so that no two receipts share a payload and each can be erased by itself.
-    payload_key = digest(salt, f"inbound\x1f{inbound.source}", b"".join(keys) + inbound.body)
+    # Moment and keys are part of it, so that no two receipts share a payload and each can be erased by itself.
+    scope = f"inbound\x1f{inbound.source}\x1f{iso(inbound.received_at)}"
+    payload_key = digest(salt, scope, b"".join(keys) + inbound.body)
     return Prepared(inbound, keys, payload_key, zlib.compress(inbound.body))
 
 

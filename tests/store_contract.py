@@ -1,0 +1,1013 @@
+"""What every store promises: each implementation runs all of this by having a subclass with its `make_store`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import pytest
+
+from bridge import schedule
+from bridge.errors import Ambiguous, LostLane, Retryable
+from bridge.lanes import deliver_lane, process_lane, slot_of
+from bridge.model import (
+    AuditEntry,
+    Contact,
+    Delivery,
+    Desired,
+    Exchange,
+    FieldState,
+    Mode,
+    Outcome,
+    Receipt,
+    RecordKey,
+    State,
+    Version,
+    Want,
+)
+from bridge.store.protocol import (
+    Attempt,
+    Decision,
+    Filter,
+    InboundResult,
+    NewInbound,
+    Page,
+    Received,
+    Refusal,
+    Store,
+    TargetStatus,
+    Ticket,
+)
+
+T = TypeVar("T")
+MakeStore = Callable[[], Store]
+
+NOW = datetime(2026, 3, 2, 10, 11, 12, 345678, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+LANES: Mapping[str, int] = {"sms": 2, "mail": 1}
+OPEN = TargetStatus("mail")
+PROCESS = process_lane("crm")
+MAIL = deliver_lane("mail", 0)
+JANE = RecordKey("crm", "1")
+JOHN = RecordKey("crm", "2")
+
+
+# --- making things ---------------------------------------------------------------------------------------
+
+
+def inbound(*keys: str, source: str = "crm", body: bytes = b"{}", **more: Any) -> NewInbound:
+    more = {"received_at": NOW, **more}
+    return NewInbound(
+        source=source,
+        method="POST",
+        url=f"https://bridge.example/hooks/{source}",
+        headers={"x-signature": "abc"},
+        body=body,
+        event_keys=keys,
+        **more,
+    )
+
+
+def contact(key: RecordKey, **fields: str) -> Contact:
+    version = Version(NOW, "e1")
+    return Contact(key, {name: FieldState(value, version, value, version) for name, value in fields.items()})
+
+
+def want(key: RecordKey = JANE, target: str = "mail", **fields: str) -> Want:
+    return Want(target, key, Desired(fields or {"email": f"{key.source_id}@example.com"}))
+
+
+def fact(key: RecordKey = JANE, **more: Any) -> AuditEntry:
+    given: dict[str, Any] = {"at": NOW, "kind": "contact", "outcome": "changed"}
+    return AuditEntry(**(given | {"source": key.source, "source_id": key.source_id} | more))
+
+
+def commit(store: Store, *wants: Want, now: datetime = NOW, **more: Any) -> dict[str, datetime]:
+    ticket = store.acquire(PROCESS, "test", now)
+    contacts = more.pop("contacts", [Contact(one.key) for one in wants])
+    return store.commit(ticket, Decision(contacts=contacts, wants=wants, **more), now)
+
+
+def claim(store: Store, ticket: Ticket, now: datetime = NOW) -> Delivery:
+    claimed = store.claim(ticket, now)
+    assert claimed is not None
+    return claimed
+
+
+def push(
+    store: Store,
+    ticket: Ticket,
+    claimed: Delivery,
+    target_id: str | None = None,
+    now: datetime = NOW,
+    exchanges: Sequence[Exchange] = (),
+    **receipt: Any,
+) -> Delivery:
+    """Finish *claimed* as a push that the target took."""
+    fields = claimed.desired.fields if claimed.desired else {}
+    taken = Receipt(receipt.pop("outcome", "created"), target_id, fields, **receipt)
+
+    def close(row: Delivery | None) -> Delivery:
+        return schedule.succeeded(row or claimed, claimed, taken, held=OPEN, now=now)
+
+    attempt = Attempt(now, taken.outcome, "", 12, status=200, fields=("email",), exchanges=exchanges)
+    return store.finish(ticket, claimed, close, attempt)
+
+
+def retry(store: Store, ticket: Ticket, claimed: Delivery, now: datetime = NOW) -> Delivery:
+    error = Retryable("The platform has trouble (HTTP 503).", status=503)
+
+    def close(row: Delivery | None) -> Delivery:
+        return schedule.failed(row or claimed, claimed, error, held=OPEN, now=now, draw=0.5)
+
+    return store.finish(ticket, claimed, close, Attempt(now, error.code, str(error), 3, 503, error.code))
+
+
+def delivery_of(store: Store, key: RecordKey = JANE, target: str = "mail") -> Delivery:
+    return next(one for one in store.deliveries_of(key) if one.target == target)
+
+
+def all_pages(page: Callable[[str | None], Page[T]]) -> list[T]:
+    items: list[T] = []
+    cursor: str | None = None
+    while True:
+        got = page(cursor)
+        items += got.items
+        if got.next is None:
+            return items
+        cursor = got.next
+
+
+def facts(store: Store, **narrowed: Any) -> list[AuditEntry]:
+    return all_pages(lambda cursor: store.audit_page(Filter(**narrowed), cursor, 50))
+
+
+def in_threads(work: Callable[[int], T], count: int) -> list[T]:
+    """Run *work* in *count* threads that start together; return what each gave."""
+    results: dict[int, T] = {}
+    barrier = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        barrier.wait()
+        results[number] = work(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[number] for number in range(count)]
+
+
+def numbered(count: int) -> Iterable[RecordKey]:
+    return (RecordKey("crm", str(number)) for number in range(count))
+
+
+class StoreContract:
+    """Subclasses have a fixture `make_store`: each call opens the same, freshly migrated database once more.
+
+    Its targets are those of `LANES`.
+    """
+
+    @pytest.fixture
+    def store(self, make_store: MakeStore) -> Store:
+        return make_store()
+
+    # --- receiving ---------------------------------------------------------------------------------------
+
+    def test_a_receipt_is_kept_as_it_came(self, store: Store, make_store: MakeStore) -> None:
+        sent = inbound("a", "b", body=bytes(range(256)) * 10, secret_index=1, signed_at=NOW - SECOND)
+        [received] = store.receive([sent])
+        kept = make_store().inbound(received.id)
+        assert kept is not None
+        assert not received.duplicate
+        assert (kept.source, kept.method, kept.url, kept.headers) == (
+            sent.source,
+            sent.method,
+            sent.url,
+            sent.headers,
+        )
+        assert (kept.body, kept.received_at, kept.signed_at) == (sent.body, NOW, NOW - SECOND)
+        assert (kept.outcome, kept.events, kept.secret_index, kept.repeats) == (Outcome.ACCEPTED, 2, 1, 0)
+        assert kept.processed_at is None
+
+    def test_nothing_to_receive(self, store: Store) -> None:
+        assert store.receive([]) == []
+
+    def test_an_event_seen_before_is_a_duplicate(self, store: Store) -> None:
+        [first] = store.receive([inbound("a")])
+        [again] = store.receive([inbound("a", body=b'{"attempt": 2}')])
+        assert again == Received(first.id, duplicate=True)
+        kept = store.inbound(first.id)
+        assert kept is not None
+        assert kept.repeats == 1
+        assert len(store.inbound_page(Filter(), None, 10).items) == 1
+        assert store.health(NOW).inbound == {"accepted": 1, "duplicate": 1}
+
+    def test_duplicates_are_found_within_one_batch(self, store: Store) -> None:
+        first, other, again = store.receive([inbound("a"), inbound("b"), inbound("a")])
+        assert not first.duplicate
+        assert not other.duplicate
+        assert again == Received(first.id, duplicate=True)
+
+    def test_a_request_with_one_new_event_is_kept_whole(self, store: Store) -> None:
+        store.receive([inbound("a", "b")])
+        [mixed] = store.receive([inbound("b", "c")])
+        assert not mixed.duplicate
+        [again] = store.receive([inbound("c", "b")])
+        assert again == Received(mixed.id, duplicate=True)
+
+    def test_one_event_twice_in_a_request(self, store: Store) -> None:
+        [received] = store.receive([inbound("a", "a")])
+        assert not received.duplicate
+
+    def test_sources_have_their_own_event_keys(self, store: Store) -> None:
+        store.receive([inbound("a")])
+        [other] = store.receive([inbound("a", source="shop")])
+        assert not other.duplicate
+
+    def test_what_cannot_be_read_is_told_by_its_bytes(self, store: Store) -> None:
+        broken = {"outcome": Outcome.UNREADABLE, "reason": "It is no JSON."}
+        [first, other] = store.receive([inbound(body=b"<a>", **broken), inbound(body=b"<b>", **broken)])
+        [again] = store.receive([inbound(body=b"<a>", **broken)])
+        assert not other.duplicate
+        assert again == Received(first.id, duplicate=True)
+        kept = store.inbound(first.id)
+        assert kept is not None
+        assert (kept.outcome, kept.reason, kept.events) == (Outcome.UNREADABLE, "It is no JSON.", 0)
+        assert store.work("crm", NOW, 10).inbounds == []
+
+    def test_a_key_with_text_that_is_no_unicode(self, store: Store) -> None:
+        [received] = store.receive([inbound("\ud800 \x00")])
+        assert store.receive([inbound("\ud800 \x00")]) == [Received(received.id, duplicate=True)]
+
+    def test_receipts_of_many_threads_are_all_kept_once(self, make_store: MakeStore) -> None:
+        stores = [make_store(), make_store()]
+        got = in_threads(lambda number: [stores[number % 2].receive([inbound(f"{n}")])[0] for n in range(10)], 4)
+        new = [one for received in got for one in received if not one.duplicate]
+        assert len(new) == 10
+        assert {one.id for received in got for one in received} == {one.id for one in new}
+
+    def test_refusals_are_counted_and_the_last_200_kept(self, store: Store) -> None:
+        store.refuse([Refusal("crm", NOW + n * SECOND, f"no. {n}", n) for n in range(150)])
+        store.refuse([Refusal("crm", NOW + n * SECOND, f"no. {n}", n) for n in range(150, 450)])
+        store.refuse([Refusal("shop", NOW, "The signature is missing.")])
+        kept = store.refusals("crm")
+        assert [one.size_bytes for one in kept] == list(range(449, 249, -1))
+        assert kept[0] == Refusal("crm", NOW + 449 * SECOND, "no. 449", 449)
+        crm, shop = store.health(NOW).sources
+        assert (crm.source, crm.refused, crm.last_refused_at) == ("crm", 450, NOW + 449 * SECOND)
+        assert (shop.refused, shop.last_inbound_at) == (1, None)
+        assert store.health(NOW).inbound == {"refused": 451}
+
+    # --- lanes -------------------------------------------------------------------------------------------
+
+    def test_the_newer_ticket_wins_and_nothing_of_the_older_is_saved(self, store: Store) -> None:
+        commit(store, want())
+        old_process = store.acquire(PROCESS, "a", NOW)
+        old_mail = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, old_mail)
+        new_process = store.acquire(PROCESS, "b", NOW)
+        new_mail = store.acquire(MAIL, "b", NOW)
+        assert new_process.fence > old_process.fence
+        with pytest.raises(LostLane):
+            store.commit(old_process, Decision(contacts=[contact(JOHN)], wants=[want(JOHN)], audit=[fact()]), NOW)
+        with pytest.raises(LostLane):
+            store.claim(old_mail, NOW)
+        with pytest.raises(LostLane):
+            store.link(old_mail, claimed, "T1")
+        with pytest.raises(LostLane):
+            store.mark_unsure(old_mail, claimed, NOW)
+        with pytest.raises(LostLane):
+            push(store, old_mail, claimed, "T1")
+        assert store.contacts([JOHN]) == {}
+        assert store.deliveries_of(JOHN) == []
+        assert facts(store) == []
+        kept = delivery_of(store)
+        assert (kept.state, kept.target_id, kept.unsure_since) == (State.PENDING, None, None)
+        assert claim(store, new_mail).key == JANE
+
+    def test_what_the_last_runner_was_sending_is_due_again(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        store.mark_unsure(ticket, claimed, NOW + SECOND)
+        later = NOW + MINUTE
+        store.acquire(MAIL, "b", later)
+        taken_up = delivery_of(store)
+        assert (taken_up.state, taken_up.due_at) == (State.PENDING, later)
+        assert taken_up.unsure_since == NOW + SECOND
+        assert "stopped in the middle" in taken_up.reason
+
+    def test_a_lane_takes_up_its_own_only(self, store: Store) -> None:
+        keys = list(numbered(20))
+        commit(store, *(want(key, "sms") for key in keys))
+        tickets = [store.acquire(deliver_lane("sms", number), "a", NOW) for number in range(2)]
+        claimed = [claim(store, ticket) for ticket in tickets]
+        store.acquire(deliver_lane("sms", 0), "b", NOW)
+        states = [delivery_of(store, one.key, "sms").state for one in claimed]
+        assert states == [State.PENDING, State.SENDING]
+
+    def test_due_lanes_say_who_has_work_and_from_when(self, store: Store) -> None:
+        assert store.due_lanes(NOW) == {}
+        store.receive([inbound("a")])
+        due = commit(store, want(), want(JOHN, "sms"))
+        sms = deliver_lane("sms", slot_of(JOHN) % 2)
+        assert due == {MAIL: NOW, sms: NOW}
+        assert store.due_lanes(NOW + SECOND).keys() == {PROCESS, MAIL, sms}
+        assert all(moment <= NOW + SECOND for moment in store.due_lanes(NOW + SECOND).values())
+
+    def test_a_later_moment_of_a_lane_is_told(self, store: Store) -> None:
+        read_due = NOW + 5 * MINUTE
+        due = commit(store, contacts=[replace(contact(JANE), read_due=read_due)])
+        assert due == {PROCESS: read_due}
+        commit(store, want(JOHN))
+        ticket = store.acquire(MAIL, "a", NOW)
+        again_at = retry(store, ticket, claim(store, ticket)).due_at
+        assert again_at is not None
+        assert again_at > NOW
+        assert store.due_lanes(NOW) == {PROCESS: read_due, MAIL: again_at}
+        assert store.next_due(MAIL) == again_at
+        assert store.next_due(deliver_lane("sms", 1)) is None
+
+    # --- processing --------------------------------------------------------------------------------------
+
+    def test_work_is_handed_out_oldest_first(self, store: Store) -> None:
+        ids = [received.id for received in store.receive([inbound(f"{n}") for n in range(5)])]
+        store.receive([inbound("x", source="shop")])
+        work = store.work("crm", NOW, 3)
+        assert [one.id for one in work.inbounds] == ids[:3]
+        assert work.more
+        assert work.inbounds[0].body == b"{}"
+        results = [InboundResult(one.id, Outcome.PROCESSED, "Spoke of 1 contact.") for one in work.inbounds]
+        commit(store, results=results, now=NOW + SECOND)
+        rest = store.work("crm", NOW, 3)
+        assert [one.id for one in rest.inbounds] == ids[3:]
+        assert not rest.more
+        done = store.inbound(ids[0])
+        assert done is not None
+        assert (done.outcome, done.reason, done.processed_at) == (
+            Outcome.PROCESSED,
+            "Spoke of 1 contact.",
+            NOW + SECOND,
+        )
+
+    def test_big_requests_are_handed_out_few_at_a_time(self, store: Store) -> None:
+        store.receive([inbound(f"{n}", body=b"x" * 4_000_000) for n in range(12)])
+        work = store.work("crm", NOW, 100)
+        assert 0 < len(work.inbounds) < 12
+        assert work.more
+
+    def test_the_first_account_is_remembered(self, store: Store) -> None:
+        assert store.work("crm", NOW, 1).account is None
+        commit(store, account="portal-1")
+        commit(store, account="portal-2")
+        assert store.work("crm", NOW, 1).account == "portal-1"
+        assert store.health(NOW).sources[0].account == "portal-1"
+
+    def test_a_contact_comes_back_as_it_went(self, store: Store) -> None:
+        old, new = Version(NOW, "e1"), Version(NOW + SECOND, "e2")
+        whole = Contact(
+            key=RecordKey("crm", "Ünï/ 7"),
+            fields={
+                "email": FieldState("jane@example.com", new, "jane@example.com", new),
+                "phone": FieldState(None, new, "+442071838750", old),
+                "tags": FieldState(["a", "b"], old, ["a", "b"], old),
+                "odd": FieldState({"n": 1.5, "ok": True, "text": "\x00\ud800"}, old),
+            },
+            created=old,
+            deleted=new,
+            merged_into="9",
+            merged=new,
+            inherits=("3",),
+            absorbed=("3", "4"),
+            account="portal-1",
+            thin=True,
+            read_at=NOW,
+            read_due=NOW + MINUTE,
+            read_tries=2,
+            read_note="The CRM did not answer.",
+        )
+        bare = Contact(JANE, erased=new)
+        commit(store, contacts=[whole, bare])
+        assert store.contacts([whole.key, JANE, JOHN]) == {whole.key: whole, JANE: bare}
+        changed = replace(whole, thin=False, read_due=None)
+        commit(store, contacts=[changed])
+        assert store.contacts([whole.key]) == {whole.key: changed}
+        assert store.contacts([]) == {}
+
+    def test_contacts_due_to_be_read_are_work(self, store: Store) -> None:
+        commit(store, contacts=[replace(contact(JANE), read_due=NOW + MINUTE), contact(JOHN)])
+        assert store.work("crm", NOW, 10).keys == []
+        assert list(store.work("crm", NOW + MINUTE, 10).keys) == [JANE]
+        commit(store, contacts=[contact(JANE)], decided=[JANE])
+        assert store.work("crm", NOW + MINUTE, 10).keys == []
+
+    def test_a_want_becomes_a_delivery(self, store: Store) -> None:
+        desired = Desired({"email": "a@b.c", "n": 1}, {"n": Mode.IF_BLANK}, create=False)
+        commit(store, Want("mail", JANE, desired, dropped={"phone": "It is no phone number."}))
+        [delivery] = store.deliveries_of(JANE)
+        assert delivery.desired == desired
+        assert (delivery.target, delivery.key, delivery.state) == ("mail", JANE, State.PENDING)
+        assert (delivery.revision, delivery.due_at, delivery.updated_at) == (1, NOW, NOW)
+        assert delivery.left_out == {"phone": "It is no phone number."}
+
+    def test_nothing_is_written_for_a_want_that_is_met(self, store: Store) -> None:
+        commit(store, want())
+        before = delivery_of(store)
+        assert commit(store, want(), now=NOW + MINUTE) == {}
+        assert delivery_of(store) == before
+
+    def test_a_decision_is_saved_whole_or_not_at_all(self, store: Store) -> None:
+        [received] = store.receive([inbound("a")])
+        no_json: Any = object()
+        unfit = replace(want(JOHN), desired=Desired({"email": no_json}))
+        with pytest.raises(TypeError):
+            commit(
+                store,
+                want(),
+                unfit,
+                results=[InboundResult(received.id, Outcome.PROCESSED)],
+                audit=[fact()],
+            )
+        assert store.contacts([JANE, JOHN]) == {}
+        assert store.deliveries_of(JANE) == []
+        assert facts(store) == []
+        assert len(store.work("crm", NOW, 10).inbounds) == 1
+
+    def test_a_survivor_takes_over_the_losers_link(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        push(store, ticket, claim(store, ticket), "T1")
+        heir = replace(want(JOHN, email="1@example.com"), inherit_from=("nobody", "1"))
+        commit(store, heir, Want("mail", JANE, None, "Merged into another contact."), now=NOW + SECOND)
+        loser, survivor = delivery_of(store, JANE), delivery_of(store, JOHN)
+        assert (loser.target_id, loser.accepted, loser.state) == (None, None, State.WAITING)
+        # The target holds already what the survivor should have there: no call is needed.
+        assert (survivor.target_id, survivor.accepted) == ("T1", {"email": "1@example.com"})
+        assert survivor.state is State.SYNCED
+
+    def test_a_survivor_with_a_link_keeps_its_own(self, store: Store) -> None:
+        commit(store, want(), want(JOHN))
+        ticket = store.acquire(MAIL, "a", NOW)
+        for _ in range(2):
+            claimed = claim(store, ticket)
+            push(store, ticket, claimed, f"T{claimed.key.source_id}")
+        commit(store, replace(want(JOHN, email="new@example.com"), inherit_from=("1",)))
+        assert delivery_of(store, JANE).target_id == "T1"
+        assert delivery_of(store, JOHN).target_id == "T2"
+
+    def test_an_opt_out_goes_with_the_link(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        push(store, ticket, claim(store, ticket), "T1", opted_out=True)
+        commit(store, replace(want(JOHN), inherit_from=("1",)))
+        assert delivery_of(store, JOHN).accepted_opt_out
+
+    # --- delivery ----------------------------------------------------------------------------------------
+
+    def test_the_oldest_due_delivery_is_claimed_first(self, store: Store) -> None:
+        for number in (3, 1, 2):
+            commit(store, want(RecordKey("crm", str(number))), now=NOW + number * SECOND)
+        ticket = store.acquire(MAIL, "a", NOW)
+        assert store.claim(ticket, NOW) is None
+        claimed = [claim(store, ticket, NOW + MINUTE) for _ in range(3)]
+        assert [one.key.source_id for one in claimed] == ["1", "2", "3"]
+        assert store.claim(ticket, NOW + MINUTE) is None
+        assert {one.state for one in claimed} == {State.SENDING}
+        assert delivery_of(store, JANE) == claimed[0]
+
+    def test_every_contact_is_claimed_by_its_own_lane_and_no_other(self, store: Store) -> None:
+        keys = list(numbered(40))
+        commit(store, *(want(key, "sms") for key in keys))
+        for number in range(2):
+            ticket = store.acquire(deliver_lane("sms", number), "a", NOW)
+            claimed = {claim(store, ticket).key for key in keys if slot_of(key) % 2 == number}
+            assert claimed == {key for key in keys if slot_of(key) % 2 == number}
+            assert store.claim(ticket, NOW) is None
+
+    def test_new_state_while_one_is_sent_makes_it_due_again(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        assert store.revision(claimed) == claimed.revision
+        assert commit(store, want(email="new@example.com")) == {}
+        assert store.claim(ticket, NOW) is None  # one push at a time
+        assert store.revision(claimed) == claimed.revision + 1
+        finished = push(store, ticket, claimed, "T1")
+        assert (finished.state, finished.accepted) == (State.PENDING, {"email": "1@example.com"})
+        second = claim(store, ticket)
+        assert second.desired == Desired({"email": "new@example.com"})
+        assert push(store, ticket, second, "T1").state is State.SYNCED
+        assert store.next_due(MAIL) is None
+
+    def test_a_push_ends_as_a_fact_with_what_was_said(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        retry(store, ticket, claim(store, ticket))
+        due = store.next_due(MAIL)
+        assert due is not None
+        call = Exchange("POST", "https://platform.example/contacts", 200, 12, '{"email":"…"}', '{"id":"T1"}')
+        finished = push(store, ticket, claim(store, ticket, due), "T1", now=due, exchanges=[call])
+        assert finished == delivery_of(store)
+        assert (finished.state, finished.target_id, finished.attempts) == (State.SYNCED, "T1", 0)
+        second, first = facts(store, kind="delivery")
+        assert (first.outcome, first.error, first.status, first.attempt) == ("unavailable", "unavailable", 503, 1)
+        assert (second.outcome, second.attempt, second.duration_ms, second.fields) == (
+            "created",
+            2,
+            12,
+            ("email",),
+        )
+        assert (second.source, second.source_id, second.target, second.at) == ("crm", "1", "mail", due)
+        assert first.detail is None
+        [kept] = second.detail["exchanges"]
+        assert Exchange(**kept) == call
+
+    def test_a_push_without_an_attempt_leaves_no_fact(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        finished = store.finish(
+            ticket, claimed, lambda row: schedule.superseded(row or claimed, held=OPEN, now=NOW), None
+        )
+        assert finished.state is State.PENDING
+        assert facts(store) == []
+
+    def test_one_target_contact_has_one_contact_of_a_source(self, store: Store) -> None:
+        other = RecordKey("shop", "1")
+        commit(store, want(), want(JOHN), want(other))
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = {one.key: one for one in (claim(store, ticket) for _ in range(3))}
+        store.link(ticket, claimed[JANE], "T1")
+        store.link(ticket, claimed[JANE], "T1")
+        store.link(ticket, claimed[other], "T1")  # another source may know the same person
+        with pytest.raises(Ambiguous, match="belongs to the crm contact 1 already"):
+            store.link(ticket, claimed[JOHN], "T1")
+        assert delivery_of(store, JANE).target_id == "T1"
+        assert delivery_of(store, JOHN).target_id is None
+
+    def test_a_removed_contact_frees_its_target_contact(self, store: Store) -> None:
+        commit(store, want(), want(JOHN))
+        ticket = store.acquire(MAIL, "a", NOW)
+        first, second = claim(store, ticket), claim(store, ticket)
+        store.link(ticket, first, "T1")
+        store.finish(ticket, first, lambda row: replace(row or first, state=State.REMOVED, updated_at=NOW), None)
+        store.link(ticket, second, "T1")
+        push(store, ticket, second, "T1")
+        # The first one comes back: what it was linked to is another's by now.
+        commit(store, want(JANE, email="back@example.com"))
+        assert delivery_of(store, JANE).target_id is None
+        assert delivery_of(store, JOHN).target_id == "T1"
+
+    def test_a_create_that_gives_anothers_id_is_ambiguous(self, store: Store) -> None:
+        commit(store, want(), want(JOHN))
+        ticket = store.acquire(MAIL, "a", NOW)
+        push(store, ticket, claim(store, ticket), "T1")
+        finished = push(store, ticket, claim(store, ticket), "T1")
+        assert (finished.state, finished.target_id, finished.error) == (State.AMBIGUOUS, None, "ambiguous")
+        assert "contact 1 already" in finished.reason
+        assert finished == delivery_of(store, JOHN)
+
+    def test_a_merged_contact_that_was_under_way_does_not_take_its_link_back(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        push(store, ticket, claim(store, ticket), "T1")
+        commit(store, want(email="new@example.com"))
+        claimed = claim(store, ticket)
+        commit(store, replace(want(JOHN), inherit_from=("1",)), Want("mail", JANE, None, "Merged into 2."))
+        assert push(store, ticket, claimed, "T1").target_id is None
+        assert delivery_of(store, JANE).state is State.WAITING
+        assert delivery_of(store, JOHN).target_id == "T1"
+
+    def test_a_create_of_unknown_fate_is_remembered(self, store: Store, make_store: MakeStore) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        store.mark_unsure(ticket, claimed, NOW + SECOND)
+        assert delivery_of(make_store()).unsure_since == NOW + SECOND
+
+    # --- quota -------------------------------------------------------------------------------------------
+
+    def test_turns_are_taken_as_the_rate_allows(self, store: Store) -> None:
+        waits = [store.take_turn("mail", 2.0, 3, NOW) for _ in range(4)]
+        assert waits == [0, 0, 0, 0.5]
+        assert store.take_turn("mail", 2.0, 3, NOW + SECOND / 4) == 0.25
+        assert store.take_turn("mail", 2.0, 3, NOW + SECOND / 2) == 0
+        assert store.take_turn("sms", 2.0, 3, NOW) == 0
+        assert store.take_turn("mail", 2.0, 3, NOW + MINUTE, count=3) == 0
+        assert store.take_turn("mail", 2.0, 3, NOW + MINUTE) == 0.5
+
+    def test_more_turns_than_the_bucket_holds_go_on_credit(self, store: Store) -> None:
+        assert store.take_turn("mail", 1.0, 2, NOW, count=5) == 0
+        assert store.take_turn("mail", 1.0, 2, NOW) == 4.0
+
+    def test_time_does_not_run_backwards_for_the_quota(self, store: Store) -> None:
+        assert [store.take_turn("mail", 1.0, 2, NOW) for _ in range(2)] == [0, 0]
+        assert store.take_turn("mail", 1.0, 2, NOW - MINUTE) > 0
+        assert store.take_turn("mail", 1.0, 2, NOW + SECOND) == 0
+        assert store.take_turn("mail", 1.0, 2, NOW + SECOND) == 1.0
+
+    def test_nobody_takes_a_turn_while_the_target_asks_for_less(self, store: Store) -> None:
+        store.set_backoff("mail", NOW + 10 * SECOND)
+        store.set_backoff("mail", NOW + 5 * SECOND)  # the longer one counts
+        assert store.take_turn("mail", 5.0, 5, NOW) == 10.0
+        assert store.take_turn("mail", 5.0, 5, NOW + 10 * SECOND) == 0
+
+    def test_many_takers_together_get_no_more_than_there_is(self, make_store: MakeStore) -> None:
+        stores = [make_store(), make_store()]
+        got = in_threads(lambda number: [stores[number % 2].take_turn("mail", 1.0, 10, NOW) for _ in range(8)], 4)
+        assert sum(wait == 0 for waits in got for wait in waits) == 10
+
+    # --- targets -----------------------------------------------------------------------------------------
+
+    def test_a_held_target_sends_nothing_until_it_is_resumed(self, store: Store) -> None:
+        commit(store, want(), want(JOHN, "sms"))
+        ticket = store.acquire(MAIL, "a", NOW)
+        probe_at = NOW + MINUTE
+        store.hold("mail", "The key is refused.", NOW, probe_at)
+        assert store.target_status("mail") == TargetStatus(
+            "mail", "held", "The key is refused.", NOW, probe_at=probe_at
+        )
+        held = delivery_of(store)
+        assert held.state is State.HELD
+        assert "The key is refused." in held.reason
+        assert delivery_of(store, JOHN, "sms").state is State.PENDING
+        assert store.claim(ticket, NOW) is None
+        assert store.next_due(MAIL) is None
+        assert MAIL not in store.due_lanes(NOW)
+        commit(store, want(RecordKey("crm", "3")))
+        assert delivery_of(store, RecordKey("crm", "3")).state is State.HELD
+        later = NOW + MINUTE
+        store.resume("mail", "ann", later)
+        assert store.target_status("mail") == TargetStatus("mail", "open", since=later, by="ann")
+        assert (delivery_of(store).state, delivery_of(store).due_at) == (State.PENDING, later)
+        assert {claim(store, ticket, later).key.source_id for _ in range(2)} == {"1", "3"}
+        opened, closed = facts(store, kind="target")
+        assert (closed.outcome, closed.target, closed.reason) == ("held", "mail", "The key is refused.")
+        assert (opened.outcome, opened.at) == ("open", later)
+        assert "ann" in opened.reason
+
+    def test_what_bridge_holds_again_is_no_news(self, store: Store) -> None:
+        store.hold("mail", "The key is refused.", NOW, NOW + MINUTE)
+        store.hold("mail", "The key is refused.", NOW + MINUTE, NOW + 3 * MINUTE)
+        status = store.target_status("mail")
+        assert (status.since, status.probe_at) == (NOW, NOW + 3 * MINUTE)
+        assert len(facts(store, kind="target")) == 1
+
+    def test_a_person_has_the_last_word(self, store: Store) -> None:
+        commit(store, want())
+        store.hold("mail", "The key is refused.", NOW, NOW + MINUTE)
+        store.pause("mail", "moving house", "ann", NOW + SECOND)
+        store.hold("mail", "The key is refused.", NOW + MINUTE, NOW + 2 * MINUTE)
+        status = store.target_status("mail")
+        assert (status.mode, status.reason, status.by) == ("paused", "moving house", "ann")
+        assert "moving house" in delivery_of(store).reason
+        store.resume("mail", "bob", NOW + MINUTE)
+        store.resume("mail", "bob", NOW + MINUTE)
+        assert [entry.outcome for entry in facts(store, kind="target")] == ["open", "paused", "held"]
+
+    def test_a_push_that_ends_after_the_pause_is_held(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        store.pause("mail", "", "ann", NOW)
+        assert delivery_of(store).state is State.SENDING
+        assert retry(store, ticket, claimed).state is State.HELD
+        store.resume("mail", "ann", NOW)
+        assert claim(store, ticket).key == JANE
+
+    def test_what_was_sent_when_a_target_was_paused_is_held_by_the_next_runner(self, store: Store) -> None:
+        commit(store, want())
+        claim(store, store.acquire(MAIL, "a", NOW))
+        store.pause("mail", "", "ann", NOW)
+        store.acquire(MAIL, "b", NOW)
+        assert delivery_of(store).state is State.HELD
+
+    def test_a_push_that_ends_after_the_resumption_is_not_held(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        closed = TargetStatus("mail", "held", "The key is refused.")
+        finished = store.finish(
+            ticket, claimed, lambda row: schedule.superseded(row or claimed, held=closed, now=NOW), None
+        )
+        assert (finished.state, finished.due_at) == (State.PENDING, NOW)
+
+    def test_refusals_in_a_row_are_counted(self, store: Store) -> None:
+        assert [store.note_refusal("mail", NOW) for _ in range(3)] == [1, 2, 3]
+        assert store.target_status("mail").refusals == 3
+        store.clear_refusals("mail")
+        store.clear_refusals("sms")
+        assert store.note_refusal("mail", NOW) == 1
+
+    # --- replay ------------------------------------------------------------------------------------------
+
+    def test_contacts_are_decided_again_when_asked_for(self, store: Store) -> None:
+        commit(store, want(), want(JOHN))
+        assert store.replay(NOW, "ann", keys=[JANE, JANE, RecordKey("crm", "unknown")]) == 1
+        assert store.due_lanes(NOW)[PROCESS] == NOW
+        work = store.work("crm", NOW, 10)
+        assert (list(work.keys), work.replays, work.more) == ([JANE], frozenset({JANE}), False)
+        [entry] = facts(store, kind="replay")
+        assert (entry.source, entry.source_id) == ("crm", "1")
+        assert "ann" in entry.reason
+        commit(store, want(), decided=work.keys)
+        assert store.work("crm", NOW, 10).keys == []
+
+    def test_a_replay_of_many_is_narrowed_by_their_deliveries(self, store: Store) -> None:
+        keys = list(numbered(6))
+        commit(store, *(want(key) for key in keys), want(keys[5], "sms"))
+        ticket = store.acquire(MAIL, "a", NOW)
+        for _ in range(2):
+            claimed = claim(store, ticket)
+            push(store, ticket, claimed, f"T{claimed.key.source_id}")
+        assert store.replay(NOW, "ann", narrowed=Filter(target="mail", state="synced")) == 2
+        assert store.replay(NOW, "ann", narrowed=Filter(target="mail", state="failed")) == 0
+        assert store.replay(NOW, "ann", narrowed=Filter(target="sms")) == 1
+        work = store.work("crm", NOW, 2)
+        assert (len(work.keys), work.more) == (2, True)
+        assert len(store.work("crm", NOW, 10).keys) == 3
+        assert len(facts(store, kind="replay")) == 2
+        assert store.replay(NOW, "ann") == 0
+
+    def test_stored_requests_are_processed_again(self, store: Store) -> None:
+        ids = [one.id for one in store.receive([inbound("a"), inbound("b"), inbound("c")])]
+        commit(store, results=[InboundResult(one, Outcome.UNREADABLE, "A bug.") for one in ids])
+        commit(store, results=[InboundResult(ids[2], Outcome.UNREADABLE, forget=True)])
+        assert store.replay_inbound(NOW, "ann", [ids[1], ids[2], 12345]) == 1
+        assert [one.id for one in store.work("crm", NOW, 10).inbounds] == [ids[1]]
+        [entry] = facts(store, kind="replay")
+        assert (entry.inbound_id, entry.source) == (ids[1], "crm")
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def test_lists_are_paged_without_gaps_or_repeats(self, store: Store) -> None:
+        ids = [received.id for received in store.receive([inbound(f"{n}") for n in range(25)])]
+        commit(store, *(want(key) for key in numbered(25)), audit=[fact(key) for key in numbered(25)])
+        assert [one.id for one in all_pages(lambda at: store.inbound_page(Filter(), at, 7))] == ids[::-1]
+        people = [one.key.source_id for one in all_pages(lambda at: store.contact_page(Filter(), at, 7))]
+        assert sorted(people, key=int) == [str(n) for n in range(25)]
+        sent = [one.key.source_id for one in all_pages(lambda at: store.delivery_page(Filter(), at, 7))]
+        assert sorted(sent, key=int) == [str(n) for n in range(25)]
+        told = [one.source_id for one in all_pages(lambda at: store.audit_page(Filter(), at, 7))]
+        assert told == [str(n) for n in range(24, -1, -1)]
+
+    def test_a_full_last_page_has_no_next(self, store: Store) -> None:
+        store.receive([inbound(f"{n}") for n in range(4)])
+        first = store.inbound_page(Filter(), None, 2)
+        assert first.next is not None
+        assert store.inbound_page(Filter(), first.next, 2).next is None
+        assert store.inbound_page(Filter(source="nobody"), None, 2) == Page([], None)
+
+    def test_cursors_are_safe_in_a_url_and_last_while_rows_come(self, store: Store) -> None:
+        ids = [received.id for received in store.receive([inbound(f"{n}") for n in range(4)])]
+        first = store.inbound_page(Filter(), None, 2)
+        assert first.next is not None
+        assert first.next.replace("-", "").replace("_", "").isalnum()
+        store.receive([inbound("later", received_at=NOW + SECOND)])
+        assert [one.id for one in store.inbound_page(Filter(), first.next, 2).items] == ids[1::-1]
+
+    @pytest.mark.parametrize("cursor", ["", "x", "MTIz", "ümlaut", "2026-03-02T10:11:12.345678Z 1"])
+    def test_a_cursor_of_somebody_elses_making_is_refused(self, store: Store, cursor: str) -> None:
+        with pytest.raises(ValueError, match="cursor"):
+            store.audit_page(Filter(), cursor, 5)
+
+    def test_inbounds_are_narrowed(self, store: Store) -> None:
+        first, second, third = store.receive(
+            [
+                inbound("a"),
+                inbound("b", source="shop", received_at=NOW + SECOND),
+                inbound(outcome=Outcome.UNREADABLE, reason="It is no JSON.", received_at=NOW + 2 * SECOND),
+            ]
+        )
+        store.receive([inbound("a")])
+        commit(
+            store,
+            contacts=[contact(JANE, email="Jane@Example.com")],
+            results=[InboundResult(first.id, Outcome.PROCESSED)],
+            audit=[fact(inbound_id=first.id)],
+        )
+
+        def ids(**narrowed: Any) -> list[int]:
+            return [one.id for one in store.inbound_page(Filter(**narrowed), None, 10).items]
+
+        assert ids() == [third.id, second.id, first.id]
+        assert ids(source="shop") == [second.id]
+        assert ids(outcome="unreadable") == [third.id]
+        assert ids(outcome="duplicate") == [first.id]
+        assert ids(since=NOW + SECOND) == [third.id, second.id]
+        assert ids(since=NOW, until=NOW + SECOND) == [first.id]
+        assert ids(source="crm", source_id="1") == [first.id]
+        assert ids(q="no json") == [third.id]
+        assert ids(q="jane@example.com") == [first.id]
+
+    def test_contacts_are_found_by_what_is_known_of_them(self, store: Store) -> None:
+        jane = contact(JANE, email="Jane.Doe@Example.com", phone="+44 (20) 7183-8750", name="Straße")
+        commit(store, contacts=[jane, contact(JOHN, email="john@example.com")])
+
+        def found(q: str, **more: Any) -> list[Contact]:
+            return list(store.contact_page(Filter(q=q, **more), None, 10).items)
+
+        for q in ("jane.doe@EXAMPLE.com", " doe ", "442071838750", "020) 7183 8750"[2:], "STRASSE"):
+            assert found(q) == [jane], q
+        assert len(found("example.com")) == 2
+        assert found("100%") == []
+        assert found("j_ne") == []
+        assert found("example.com", source="shop") == []
+        assert store.contact_page(Filter(source="crm", source_id="1"), None, 10).items == [jane]
+
+    def test_deliveries_are_narrowed(self, store: Store) -> None:
+        people = [contact(JANE, email="jane@example.com"), contact(JOHN, email="john@example.com")]
+        commit(store, want(), want(JOHN), want(JANE, "sms"), contacts=people)
+        ticket = store.acquire(MAIL, "a", NOW)
+        retry(store, ticket, claim(store, ticket), NOW + SECOND)
+
+        def keys(**narrowed: Any) -> set[tuple[str, str]]:
+            page = store.delivery_page(Filter(**narrowed), None, 10)
+            return {(one.target, one.key.source_id) for one in page.items}
+
+        assert keys() == {("mail", "1"), ("mail", "2"), ("sms", "1")}
+        assert keys(target="sms") == {("sms", "1")}
+        assert keys(state="retrying") == {("mail", "1")}
+        assert keys(target="mail", state="pending") == {("mail", "2")}
+        assert keys(error="unavailable") == {("mail", "1")}
+        assert keys(since=NOW + SECOND) == {("mail", "1")}
+        assert keys(until=NOW + SECOND) == {("mail", "2"), ("sms", "1")}
+        assert keys(source="crm", source_id="2") == {("mail", "2")}
+        assert keys(q="JANE@") == {("mail", "1"), ("sms", "1")}
+        assert keys(q="http 503") == {("mail", "1")}
+        assert [one.target for one in store.deliveries_of(JANE)] == ["mail", "sms"]
+
+    def test_facts_are_narrowed_and_come_with_their_details(self, store: Store) -> None:
+        entries = [
+            fact(detail={"email": ["old@example.com", "new@example.com"]}, fields=("email",)),
+            fact(JOHN, at=NOW + SECOND, inbound_id=7, outcome="created", reason="New in the CRM."),
+            AuditEntry(NOW, "delivery", "failed", target="sms", error="invalid", status=422, attempt=2),
+        ]
+        commit(store, contacts=[contact(JANE, email="new@example.com"), contact(JOHN)], audit=entries)
+        stored = facts(store)
+        assert [replace(one, id=None) for one in stored] == [entries[1], entries[2], entries[0]]
+        assert len({one.id for one in stored}) == 3
+
+        def kinds(**narrowed: Any) -> list[str]:
+            return [one.outcome for one in facts(store, **narrowed)]
+
+        assert kinds(source="crm") == ["created", "changed"]
+        assert kinds(source="crm", source_id="1") == ["changed"]
+        assert kinds(target="sms") == ["failed"]
+        assert kinds(kind="contact") == ["created", "changed"]
+        assert kinds(outcome="failed") == ["failed"]
+        assert kinds(error="invalid") == ["failed"]
+        assert kinds(inbound_id=7) == ["created"]
+        assert kinds(since=NOW + SECOND) == ["created"]
+        assert kinds(until=NOW + SECOND) == ["failed", "changed"]
+        assert kinds(q="new in the crm") == ["created"]
+        assert kinds(q="new@example") == ["changed"]
+
+    def test_health_is_of_the_rows_as_they_are(self, store: Store) -> None:
+        empty = store.health(NOW)
+        assert (empty.worker_seen_at, empty.oldest_unprocessed_at, empty.oldest_due_at) == (None, None, None)
+        assert [one.target for one in empty.targets] == ["mail", "sms"]
+        store.beat("worker", "a", NOW - MINUTE)
+        store.beat("worker", "b", NOW - SECOND)
+        store.beat("web", "c", NOW)
+        store.receive([inbound("a"), inbound("b", received_at=NOW + SECOND)])
+        commit(store, want(), want(JOHN), want(JANE, "sms"))
+        ticket = store.acquire(MAIL, "a", NOW)
+        push(store, ticket, claim(store, ticket), "T1")
+        store.pause("sms", "", "ann", NOW)
+        health = store.health(NOW + MINUTE)
+        assert health.worker_seen_at == NOW - SECOND
+        assert health.oldest_unprocessed_at == NOW
+        assert health.oldest_due_at == NOW
+        assert health.inbound == {"accepted": 2}
+        assert health.deliveries == {("mail", "synced"): 1, ("mail", "pending"): 1, ("sms", "held"): 1}
+        [crm] = health.sources
+        assert (crm.unprocessed, crm.last_inbound_at) == (2, NOW + SECOND)
+        assert {one.target: one.mode for one in health.targets} == {"mail": "open", "sms": "paused"}
+        assert store.health(NOW - MINUTE).oldest_due_at is None  # not due yet, then
+
+    # --- erasing and pruning -----------------------------------------------------------------------------
+
+    def test_an_erased_person_leaves_facts_and_no_payload(self, store: Store) -> None:
+        mine, both, other = store.receive([inbound("a"), inbound("b"), inbound("c", body=b"john")])
+        commit(
+            store,
+            want(),
+            want(JOHN),
+            contacts=[contact(JANE, email="jane@example.com"), contact(JOHN, email="john@example.com")],
+            results=[InboundResult(one.id, Outcome.PROCESSED) for one in (mine, both, other)],
+            audit=[
+                fact(inbound_id=mine.id, detail="same"),
+                fact(inbound_id=both.id),
+                fact(JOHN, inbound_id=both.id, detail="same"),
+                fact(JOHN, inbound_id=other.id),
+            ],
+        )
+        ticket = store.acquire(MAIL, "a", NOW)
+        call = Exchange("POST", "https://platform.example/contacts", 200, 12, "jane@example.com")
+        for _ in range(2):
+            claimed = claim(store, ticket)
+            push(store, ticket, claimed, f"T{claimed.key.source_id}", exchanges=[call])
+        before = facts(store)
+        erased = Contact(JANE, erased=Version(NOW, "e9"))
+        gone = Want("mail", JANE, Desired(gone=True), forget=True)
+        commit(store, gone, contacts=[erased], erased=[JANE], audit=[fact(detail="nothing of this is kept")])
+
+        after = facts(store)
+        assert [replace(one, detail=None) for one in after[1:]] == [replace(one, detail=None) for one in before]
+        assert {one.detail for one in after if one.source_id == "1"} == {None}
+        assert len([one for one in after if one.source_id == "2" and one.detail]) == 2
+        bodies = {one.id: one.body for one in store.inbound_page(Filter(), None, 10).items}
+        assert bodies == {mine.id: None, both.id: None, other.id: b"john"}
+        delivery = delivery_of(store)
+        assert (delivery.state, delivery.target_id, delivery.accepted) == (State.PENDING, "T1", None)
+        assert store.contact_page(Filter(q="jane"), None, 10).items == []
+
+    def test_a_delivery_without_a_route_is_wiped_as_well(self, store: Store) -> None:
+        commit(store, want(), want(JANE, "sms"))
+        lane = deliver_lane("sms", slot_of(JANE) % 2)
+        sending = claim(store, store.acquire(lane, "a", NOW))
+        commit(store, contacts=[Contact(JANE, erased=Version(NOW, "e9"))], erased=[JANE])
+        at_rest = delivery_of(store)
+        assert (at_rest.state, at_rest.desired, at_rest.accepted) == (State.WAITING, None, None)
+        assert "erased" in at_rest.reason
+        assert delivery_of(store, JANE, "sms").desired is None
+        assert store.revision(sending) > sending.revision
+
+    def test_what_was_under_way_does_not_bring_an_erased_person_back(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        gone = Want("mail", JANE, Desired(gone=True), forget=True)
+        commit(store, gone, contacts=[Contact(JANE, erased=Version(NOW, "e9"))], erased=[JANE])
+        call = Exchange("POST", "https://platform.example/contacts", 200, 12, "jane@example.com")
+        finished = push(store, ticket, claimed, "T1", exchanges=[call])
+        assert (finished.state, finished.accepted, finished.desired) == (State.PENDING, None, Desired(gone=True))
+        [entry] = facts(store, kind="delivery")
+        assert entry.detail is None
+        removed = push(store, ticket, claim(store, ticket), "T1", outcome="removed")
+        assert (removed.state, removed.target_id) == (State.REMOVED, None)
+
+    def test_an_erased_payload_that_waits_for_a_replay_is_no_longer_work(self, store: Store) -> None:
+        [received] = store.receive([inbound("a")])
+        done = [InboundResult(received.id, Outcome.PROCESSED)]
+        commit(store, contacts=[contact(JANE)], results=done, audit=[fact(inbound_id=received.id)])
+        store.replay_inbound(NOW, "ann", [received.id])
+        commit(store, contacts=[Contact(JANE, erased=Version(NOW, "e9"))], erased=[JANE])
+        assert store.work("crm", NOW, 10).inbounds == []
+
+    def test_a_result_can_forget_its_payload(self, store: Store) -> None:
+        [received] = store.receive([inbound("a")])
+        commit(store, results=[InboundResult(received.id, Outcome.PROCESSED, forget=True)])
+        kept = store.inbound(received.id)
+        assert kept is not None
+        assert kept.body is None
+
+    def test_old_payloads_and_keys_are_pruned_and_facts_stay(self, store: Store) -> None:
+        old, new, queued = store.receive(
+            [inbound("old"), inbound("new", received_at=NOW + MINUTE), inbound("queued")]
+        )
+        done = [InboundResult(one.id, Outcome.PROCESSED) for one in (old, new)]
+        entries = [fact(detail={"n": n}) for n in range(3)] + [fact(detail={"n": 0}, at=NOW + MINUTE)]
+        commit(store, contacts=[contact(JANE)], results=done, audit=entries)
+        later = NOW + SECOND
+        assert store.prune(payloads_before=NOW, keys_before=NOW) == 0
+        assert store.prune(payloads_before=later, keys_before=NOW, limit=1) == 1
+        assert store.prune(payloads_before=later, keys_before=NOW) == 2
+        bodies = {one.id: one.body is None for one in store.inbound_page(Filter(), None, 10).items}
+        # What is not processed yet needs its bytes, however old it is.
+        assert bodies == {old.id: True, new.id: False, queued.id: False}
+        # Two facts share one payload, which is as young as the younger one.
+        assert [one.detail for one in facts(store)] == [{"n": 0}, None, None, {"n": 0}]
+        assert store.prune(payloads_before=NOW, keys_before=later) == 2
+        assert not store.receive([inbound("old", received_at=NOW + 2 * MINUTE)])[0].duplicate
+        assert store.receive([inbound("new")])[0].duplicate
+        assert store.replay_inbound(NOW, "ann", [old.id]) == 0
+
+    # --- tokens and migrations ---------------------------------------------------------------------------
+
+    def test_tokens_live_until_they_are_revoked(self, store: Store) -> None:
+        assert not store.token_live("crm", "t1")
+        store.add_token("crm", "t1", NOW)
+        store.add_token("crm", "t1", NOW)
+        store.add_token("shop", "t2", NOW)
+        assert store.token_live("crm", "t1")
+        assert not store.token_live("crm", "t2")
+        assert store.revoke_tokens("crm", NOW) == 1
+        assert store.revoke_tokens("crm", NOW) == 0
+        assert not store.token_live("crm", "t1")
+        assert store.token_live("shop", "t2")
+        store.add_token("crm", "t3", NOW)
+        assert store.token_live("crm", "t3")
+        assert not store.token_live("crm", "t1")
+
+    def test_migrating_again_does_nothing(self, store: Store) -> None:
+        store.receive([inbound("a")])
+        assert store.migrate() == []
+        assert store.health(NOW).inbound == {"accepted": 1}
