@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -123,6 +123,32 @@ def ephemeral_host(environ: Mapping[str, str]) -> str:
     if environ.get("DATABASE_URL", "").strip():
         return ""
     return next((host for name, host in EPHEMERAL.items() if environ.get(name)), "")
+
+
+def run_web(config: Config, environment: Environment, host: str) -> None:
+    """Receive webhooks and serve the API at *host* and PORT until SIGTERM or SIGINT; leaves by `SystemExit`."""
+    # The worker process does without all of this.
+    from bridge.app import create_app
+    from bridge.store.group_commit import GroupCommit
+    from bridge.web.server import THREADS, Server
+
+    log.configure(environment.log_level, environment.log_format)
+    store = open_store(environment, config)
+    bell = Bell(bell_path(database_path(environment)))
+    commit = GroupCommit(store.receive, store.refuse, committed=bell.ring)
+
+    def stop() -> None:
+        commit.close()
+        store.close()
+
+    run: Callable[[], None] = Server(
+        lambda: create_app(config, store, environment, commit=commit, ring=bell.ring, bound_to=host),
+        stop,
+        bind=f"{host}:{environment.port}",
+        processes=environment.web_concurrency or 1,
+        threads=THREADS,
+    ).run
+    run()
 
 
 def run_worker(config: Config, environment: Environment) -> int:

@@ -51,21 +51,19 @@ def serve(ctx: click.Context, config_path: Path | None, host: str) -> None:
 @click.command()
 @options.config
 @click.option("--host", default="0.0.0.0", show_default=True, help="The address to listen at.")  # noqa: S104
-@click.pass_context
-def web(ctx: click.Context, config_path: Path | None, host: str) -> None:
+def web(config_path: Path | None, host: str) -> None:
     """Run only the web process, which receives webhooks.
 
     It listens at PORT. Nothing is delivered while no worker runs; what is received waits in the database.
     """
     from bridge import process
     from bridge.supervisor import PARENT, end_with_parent
-    from bridge.web.server import serve_web
 
     end_with_parent(os.environ)
     loaded = process.load(config_path)
     if PARENT not in os.environ:
         _warn(loaded)
-    ctx.exit(serve_web(loaded.config, loaded.environment, host))
+    process.run_web(loaded.config, loaded.environment, host)
 
 
 @click.command()
