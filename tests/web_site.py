@@ -1,0 +1,218 @@
+"""A bridge to send requests to: real sources, a real SQLite file, a real server on loopback."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import requests
+from flask import Flask
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from bridge.app import create_app
+from bridge.config import Config, Environment, load
+from bridge.model import InboundRequest, utc_now
+from bridge.sources import SOURCES
+from bridge.sources.base import SourceType
+from bridge.store.group_commit import GroupCommit
+from bridge.store.sqlite import SqliteStore
+from bridge.web.tokens import make_token
+
+PUBLIC_URL = "https://bridge.example.com"
+API_TOKEN = "a-long-token-for-tests-0123456789"
+SECRET_KEY = "a-secret-key-for-tests"
+
+TOML = """
+[bridge]
+public_url = "https://bridge.example.com"
+default_region = "US"
+max_body_bytes = 65536
+
+[sources.shop]
+type = "standard_webhooks"
+secrets = ["$SHOP_SECRET"]
+[sources.shop.payload]
+id = "item.data.id"
+kind = "'deleted' if item.type == 'contact.deleted' else 'changed'"
+fields = "item.data"
+
+[sources.legacy]
+type = "hmac"
+secrets = ["$LEGACY_SECRET"]
+signature = { header = "X-Signature", digest = "sha256", encoding = "hex", prefix = "sha256=", parts = ["body"] }
+[sources.legacy.payload]
+id = "item.id"
+fields = "item"
+
+[sources.guarded]
+type = "hmac"
+secrets = ["$LEGACY_SECRET"]
+require_token = true
+signature = { header = "X-Signature", digest = "sha256", encoding = "hex", prefix = "sha256=", parts = ["body"] }
+[sources.guarded.payload]
+id = "item.id"
+fields = "item"
+
+[sources.hubspot]
+type = "hubspot"
+secrets = ["$HUBSPOT_CLIENT_SECRET"]
+
+[sources.crm]
+type = "pipedrive"
+credentials = [{ user = "bridge", password = "$PIPEDRIVE_PASSWORD" }]
+
+[targets.sms]
+type = "sakari"
+account_id = "acc"
+client_id = "$SAKARI_CLIENT"
+client_secret = "$SAKARI_SECRET"
+
+[targets.marketing]
+type = "activecampaign"
+base_url = "https://acme.api-us1.com"
+api_key = "$ACTIVECAMPAIGN_KEY"
+
+[[routes]]
+source = "shop"
+target = "sms"
+opt_out = "stop == 'yes'"
+[routes.fields]
+mobile = "phone | e164"
+firstName = "name"
+email = "email"
+
+[[routes]]
+source = "shop"
+target = "marketing"
+when = "tier == 'gold'"
+[routes.fields]
+email = "email"
+"""
+
+SECRETS = {
+    "SHOP_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    "LEGACY_SECRET": "a-shared-secret-0123456789",
+    "HUBSPOT_CLIENT_SECRET": "3f6f1f2e-8c1b-4a6e-9d0e-2b7c5a9e4d11",
+    "PIPEDRIVE_PASSWORD": "k7Jq2vXz9LmN4tRb",
+    "SAKARI_CLIENT": "client",
+    "SAKARI_SECRET": "client-secret",
+    "ACTIVECAMPAIGN_KEY": "key",
+}
+
+
+@dataclass
+class Site:
+    """A running bridge, without a worker."""
+
+    app: Flask
+    config: Config
+    store: SqliteStore
+    commit: GroupCommit
+    url: str = ""
+    rings: list[datetime] = field(default_factory=list)
+    session: requests.Session = field(default_factory=requests.Session)
+
+    def signed(self, source: str, body: bytes, *, path: str = "", **headers: str) -> InboundRequest:
+        """Return a genuine request to *source*, as the CRM would send it to the public URL."""
+        url = PUBLIC_URL + (path or f"/hooks/{source}")
+        given = {"content-type": "application/json", **headers}
+        return self.config.sources[source].source.sign(InboundRequest("POST", url, given, body), utc_now())
+
+    def post(self, request: InboundRequest) -> requests.Response:
+        path = request.url.removeprefix(PUBLIC_URL)
+        return self.session.post(
+            self.url + path, data=request.body, headers=dict(request.headers), allow_redirects=False, timeout=10
+        )
+
+    def send(self, source: str, body: Any) -> requests.Response:
+        """Post *body* as JSON, signed."""
+        return self.post(self.signed(source, json.dumps(body).encode()))
+
+    def api(self, method: str, path: str, *, token: str = API_TOKEN, **options: Any) -> requests.Response:
+        headers = {"Authorization": f"Bearer {token}", **options.pop("headers", {})}
+        return self.session.request(
+            method, f"{self.url}/api/v1{path}", headers=headers, timeout=10, allow_redirects=False, **options
+        )
+
+    def get(self, path: str, **query: Any) -> Any:
+        """Return the JSON of a successful call."""
+        answer = self.api("GET", path, params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def token(self, source: str, token_id: str = "t1") -> str:
+        self.store.add_token(source, token_id, utc_now())
+        return make_token(SECRET_KEY, source, token_id)
+
+    def inbounds(self) -> int:
+        """Return how many webhooks are stored."""
+        counts = self.store.health(utc_now()).inbound
+        return sum(count for outcome, count in counts.items() if outcome not in {"refused", "duplicate"})
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+
+def until(true: Callable[[], bool], within_s: float = 5.0) -> None:
+    """Wait for a condition; fail when it does not come."""
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        time.sleep(0.01)
+
+
+def write_config(folder: Path, text: str = TOML) -> Path:
+    path = folder / "bridge.toml"
+    path.write_text(text)
+    return path
+
+
+@contextmanager
+def open_site(
+    folder: Path,
+    *,
+    change_type: Callable[[SourceType], SourceType] = lambda one: one,
+    bound_to: str = "",
+    **environment: Any,
+) -> Iterator[Site]:
+    """Serve in this process. *change_type* makes other source types of ours; *environment* is bridge's."""
+    types = {name: change_type(one) for name, one in SOURCES.items()}
+    config = load(write_config(folder), SECRETS, sources=types)
+    store = SqliteStore(folder / "bridge.db", {name: one.lanes for name, one in config.targets.items()})
+    store.migrate()
+    rings: list[datetime] = []
+    commit = GroupCommit(store.receive, store.refuse)
+    settings = {"api_token": API_TOKEN, "secret_key": SECRET_KEY, **environment}
+    app = create_app(
+        config,
+        store,
+        Environment(**settings),
+        commit=commit,
+        ring=lambda: rings.append(utc_now()),
+        bound_to=bound_to,
+    )
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    session = requests.Session()
+    session.trust_env = False
+    try:
+        yield Site(app, config, store, commit, f"http://127.0.0.1:{server.server_port}", rings, session)
+    finally:
+        session.close()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        commit.close()
+        store.close()
