@@ -407,6 +407,15 @@ class StoreContract:
         commit(store, contacts=[contact(JANE)], decided=[JANE])
         assert store.work("crm", NOW + MINUTE, 10).keys == []
 
+    def test_a_contact_that_could_not_be_read_is_not_due_for_ever(self, store: Store) -> None:
+        commit(store, contacts=[replace(contact(key), read_due=NOW) for key in (JANE, JOHN)])
+        work = store.work("crm", NOW, 10)
+        again = replace(contact(JOHN), read_due=NOW + MINUTE)
+        commit(store, contacts=[again], decided=work.keys)
+        assert store.work("crm", NOW, 10).keys == []
+        assert store.due_lanes(NOW) == {PROCESS: NOW + MINUTE}
+        assert store.contacts([JOHN]) == {JOHN: again}
+
     def test_a_want_becomes_a_delivery(self, store: Store) -> None:
         desired = Desired({"email": "a@b.c", "n": 1}, {"n": Mode.IF_BLANK}, create=False)
         commit(store, Want("mail", JANE, desired, dropped={"phone": "It is no phone number."}))

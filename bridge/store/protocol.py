@@ -115,7 +115,8 @@ class Decision:
     results: Sequence[InboundResult] = ()
     audit: Sequence[AuditEntry] = ()
     erased: Collection[RecordKey] = ()  # delete every payload that speaks of these
-    decided: Collection[RecordKey] = ()  # no longer marked for a replay
+    # No longer marked for a replay, and no longer due to be read unless saved with a later moment in *contacts*.
+    decided: Collection[RecordKey] = ()
     account: str | None = None  # remember it as the source's, if none is remembered yet
 
 
@@ -163,7 +164,7 @@ class Health:
     worker_seen_at: datetime | None = None
     oldest_unprocessed_at: datetime | None = None
     oldest_due_at: datetime | None = None  # of deliveries that may be sent now
-    inbound: Mapping[str, int] = field(default_factory=dict)  # outcome -> count
+    inbound: Mapping[str, int] = field(default_factory=dict)  # outcome -> count; duplicates and refused as well
     deliveries: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (target, state) -> count
     sources: Sequence[SourceStatus] = ()
     targets: Sequence[TargetStatus] = ()
@@ -179,7 +180,11 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a list is narrowed to; each store applies those that the list knows. *q* is free text."""
+    """What a list is narrowed to; each list applies those that it knows. *q* is free text.
+
+    *since* is included, *until* is not. A repeat is no row of its own: the outcome ``duplicate`` finds the
+    inbounds that came again.
+    """
 
     source: str | None = None
     source_id: str | None = None
@@ -198,7 +203,10 @@ Plan = Callable[[Delivery | None], Delivery]
 
 
 class Store(Protocol):
-    """See the module's docstring. All moments are aware and UTC; *now* is always the caller's."""
+    """See the module's docstring. All moments are aware and UTC; *now* is always the caller's.
+
+    Lists are given a cursor that they gave out, or None for the first page; any other is a `ValueError`.
+    """
 
     # --- receiving (web) ---
 
@@ -290,7 +298,11 @@ class Store(Protocol):
     # --- targets ---
 
     def hold(self, target: str, reason: str, now: datetime, probe_at: datetime) -> None:
-        """Close the target: its due deliveries are ``held``. A target that a person paused stays paused."""
+        """Close the target: its due deliveries are ``held``. A target that a person paused stays paused.
+
+        This, `pause` and `resume` may change very many deliveries, in several transactions: nothing is claimed
+        from the first on, and after a crash half-way the target is closed.
+        """
         ...
 
     def pause(self, target: str, reason: str, by: str, now: datetime) -> None: ...

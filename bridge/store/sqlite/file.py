@@ -125,7 +125,12 @@ class SqliteFile:
             sound = False
             raise
         finally:
-            if sound and not self._closed and len(self._idle) < KEPT_OPEN:
+            if (
+                sound
+                and not connection.db.conn.in_transaction
+                and not self._closed
+                and len(self._idle) < KEPT_OPEN
+            ):
                 self._idle.append(connection)
             else:
                 connection.db.close()

@@ -217,8 +217,11 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
     add_facts(db, salt, decision.audit)
     _erase(db, decision, lanes, now)
     for key in decision.decided:
+        # What was due to be read and was not (it is deleted, or nothing can be read) must not stay due for ever.
         db.execute(
-            "UPDATE contact SET replay_at = NULL WHERE source = ? AND source_id = ?", (key.source, key.source_id)
+            "UPDATE contact SET replay_at = NULL, read_due = CASE WHEN read_due > ? THEN read_due END"
+            " WHERE source = ? AND source_id = ?",
+            (moment, key.source, key.source_id),
         )
     _note_source(db, ticket.lane.removeprefix("process:"), decision.account)
     return due
