@@ -199,7 +199,7 @@ def failed(
         if current.revision != sent.revision:
             return _newer(row, held, now)
         if isinstance(error, Ambiguous):
-            return replace(row, state=State.AMBIGUOUS, reason=f"{error} Nothing was written; a person decides.")
+            return replace(row, state=State.AMBIGUOUS, reason=f"{error} Bridge does not guess: a person decides.")
         hint = "It is sent again when a new value comes or somebody replays it."
         return replace(row, state=State.FAILED, reason=f"{error} {hint}")
     if held.mode != "open":
