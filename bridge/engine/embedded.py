@@ -160,6 +160,12 @@ class WorkerLock:
 
     def release(self) -> None:
         if self._file >= 0:
+            # A child that was forked a moment ago may have the descriptor still: closing ours would not let go.
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._close()
+
+    def _close(self) -> None:
+        if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
@@ -177,7 +183,7 @@ _LOCKS: weakref.WeakSet[WorkerLock] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for lock in list(_LOCKS):
-        lock.release()  # closes the child's descriptor only: the parent keeps the lock, and alone
+        lock._close()  # the child's descriptor, and no more: the parent keeps the lock, and alone
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
