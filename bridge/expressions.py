@@ -283,7 +283,7 @@ def _e164(context: Context, value: Value, region: str | None = None) -> str:
     return values.e164(value, region or context.get(_REGION) or None)
 
 
-_OURS: Mapping[str, Callable[..., Any]] = {
+CONTACT_FILTERS: Mapping[str, Callable[..., Any]] = {
     "e164": _e164,
     "date": values.day,
     "datetime": values.moment,
@@ -314,7 +314,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals.clear()
         lenient = {name: FILTERS[name] for name in ("default", "d")}
         strict = {name: f for name, f in FILTERS.items() if name not in _LEFT_OUT and name not in lenient}
-        self.filters = {name: _guarded(name, f) for name, f in {**strict, **_OURS}.items()} | lenient
+        self.filters = {name: _guarded(name, f) for name, f in {**strict, **CONTACT_FILTERS}.items()} | lenient
         self.filters[_KNOWN] = _known
         self.tests = {name: test for name, test in TESTS.items() if name not in _LEFT_OUT_TESTS}
 
@@ -443,12 +443,12 @@ def _check_filter(step: nodes.Filter) -> None:
     constant = first.value if isinstance(first, nodes.Const) and isinstance(first.value, str) else None
     if constant is not None and step.args and step.name in _TAKES_NAME:
         _check_name(_TAKES_NAME[step.name], constant)
-    if step.name not in _OURS or step.dyn_args or step.dyn_kwargs:
+    if step.name not in CONTACT_FILTERS or step.dyn_args or step.dyn_kwargs:
         return
     given = [None] * (len(step.args) + (2 if step.name == "e164" else 1))
     named: dict[str, None] = {str(keyword.key): None for keyword in step.kwargs}
     try:
-        inspect.signature(_OURS[step.name]).bind(*given, **named)
+        inspect.signature(CONTACT_FILTERS[step.name]).bind(*given, **named)
     except TypeError as error:
         raise ValueError(f"the filter '{step.name}' has other parameters: {error}") from error
     if constant is not None:

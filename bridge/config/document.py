@@ -108,12 +108,14 @@ class Document:
         self.problem(path, f"this is {kind_of(value)}, where a table is wanted", f"write [{dotted(path)}]")
         return None
 
-    def validate(self, shape: type[T], value: Mapping[str, Any], path: Path) -> T | None:
-        """Return *value* as a *shape*, noting all that is wrong with it.
+    def validate(self, shape: type[T], value: Mapping[str, Any], path: Path, also: Iterable[str] = ()) -> T | None:
+        """Return *value* as a *shape*, noting all that is wrong with it. *also* are keys that others read.
 
         Wrong keys are then left out, so that the rest can be looked at, too; None if nothing can be made of it.
         """
-        prepared = self._prepare(shape, dict(value), path)
+        own = get_type_hints(shape)
+        self.known_keys(path, value, (*own, *also))
+        prepared = {key: self._prepare(own[key], part, (*path, key)) for key, part in value.items() if key in own}
         adapter = pydantic.TypeAdapter(shape)
         try:
             return adapter.validate_python(prepared)
@@ -140,6 +142,8 @@ class Document:
                 key: self._prepare(hints[key], part, (*path, key)) for key, part in value.items() if key in hints
             }
         parts = get_args(shape)
+        if isinstance(value, bool) and {shape, *parts} & {int, float}:
+            self.problem(path, "a number is wanted here, found true or false")  # to Python, true is 1
         if get_origin(shape) in (Union, UnionType):
             for part in parts:
                 if part is Secret or (is_dataclass(part) and isinstance(value, dict)):

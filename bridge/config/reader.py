@@ -166,9 +166,8 @@ class _Reader:
         self.known_targets[name] = type_
         own = {f.name for f in fields(TargetLimits)}
         limits = self.document.validate(TargetLimits, {key: table[key] for key in table if key in own}, path)
-        settings = self.document.validate(
-            type_.settings, {key: table[key] for key in table if key not in own}, path
-        )
+        rest = {key: table[key] for key in table if key not in own}
+        settings = self.document.validate(type_.settings, rest, path, also=own)
         if settings is None or limits is None or self.document.unfit(path):
             return None
         try:
@@ -367,12 +366,14 @@ class _Reader:
 
 def target_field(target: TargetType, name: str) -> TargetField | None:
     """Return the declared field that *name* is: itself, or the one of its prefix (``attributes.*``)."""
-    exact = next((known for known in target.fields if known.name == name and not name.endswith("*")), None)
+    exact = next((known for known in target.fields if known.name == name and not name.endswith(".*")), None)
     return exact or next((known for known in target.fields if _under(name, known.name)), None)
 
 
 def _under(name: str, known: str) -> bool:
-    return known.endswith(".*") and name.startswith(known[:-1]) and len(name) > len(known) - 1
+    """Say whether *name* is one of those that *known*, ending in ``.*``, stands for."""
+    inner = name.removeprefix(known[:-1])
+    return known.endswith(".*") and inner not in {name, "", "*"}
 
 
 def _tells_no_repeats(settings: hmac_scheme.Settings) -> bool:
