@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,8 +65,15 @@ def test_every_call_names_the_environment_and_the_other_one_is_untouched() -> No
 
 
 def test_the_environment_has_no_default() -> None:
-    with pytest.raises(TypeError, match="environment"):
-        Settings(Secret("key"))  # type: ignore[call-arg]
+    [environment] = [one for one in dataclasses.fields(Settings) if one.name == "environment"]
+    assert environment.default is environment.default_factory is dataclasses.MISSING
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="api_key is empty"):
+        Settings(Secret(" "), "test")
+    with pytest.raises(ValueError, match="external_id_prefix"):
+        Settings(Secret("key"), "test", external_id_prefix=":")
 
 
 def test_a_sync_replaces_nothing_and_every_item_is_whole(h: Harness) -> None:
@@ -207,6 +215,16 @@ def test_the_crm_naming_another_client_stops_everything(h: Harness) -> None:
     assert (receipt.target_id, len(rows(h, other))) == (other, 2)
 
 
+def test_an_external_id_that_no_client_has_any_more_stops_everything(h: Harness) -> None:
+    client = h.fake.add_client(externalId="K-7")
+    first = push(h, {"client_external_id": "K-7", **ANA})
+    changed: dict[str, Value] = {"client_external_id": "K-9", "email": "new@example.com"}
+    with pytest.raises(Permanent, match="no client in Artu has it"):
+        push(h, changed, target_id=client, accepted=first.accepted)
+    h.register.clients[client]["externalId"] = "K-9"
+    assert push(h, changed, target_id=client, accepted=first.accepted).outcome == "updated"
+
+
 def test_our_methods_at_another_client_stop_everything(h: Harness) -> None:
     stored, other = h.fake.add_client(), h.fake.add_client()
     h.fake.add_method(other, type="email", value=EMAIL, externalId=own("email"))
@@ -267,7 +285,7 @@ def test_a_client_that_exists_after_all_is_taken() -> None:
         assert push(h, {"client_name": "Ana", **ANA}).target_id == client
         h.register.clients[client]["metadata"] = {}
         h.register.methods.clear()
-        with pytest.raises(Permanent, match="creating a client"):
+        with pytest.raises(Permanent, match="says that this client exists"):
             push(h, {"client_name": "Ana", **ANA})
 
 
