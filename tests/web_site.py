@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
@@ -18,12 +20,16 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from bridge.app import create_app
 from bridge.config import Config, Environment, load
+from bridge.lanes import process_lane
 from bridge.model import InboundRequest, utc_now
+from bridge.pipeline import process
 from bridge.sources import SOURCES
 from bridge.sources.base import SourceType
 from bridge.store.group_commit import GroupCommit
 from bridge.store.sqlite import SqliteStore
 from bridge.web.tokens import make_token
+
+ChangeType = Callable[[SourceType], SourceType]
 
 PUBLIC_URL = "https://bridge.example.com"
 API_TOKEN = "a-long-token-for-tests-0123456789"
@@ -151,6 +157,11 @@ class Site:
         self.store.add_token(source, token_id, utc_now())
         return make_token(SECRET_KEY, source, token_id)
 
+    def process(self, source: str = "shop") -> None:
+        """Do what the worker would do with all that came."""
+        ticket = self.store.acquire(process_lane(source), "test", utc_now())
+        process(self.config.sources[source], self.config.routes_of(source), self.store, ticket, None, utc_now())
+
     def inbounds(self) -> int:
         """Return how many webhooks are stored."""
         counts = self.store.health(utc_now()).inbound
@@ -178,17 +189,32 @@ def write_config(folder: Path, text: str = TOML) -> Path:
     return path
 
 
+def _as_it_is(one: SourceType) -> SourceType:
+    return one
+
+
+def _load(folder: Path, change_type: ChangeType) -> Config:
+    types = {name: change_type(one) for name, one in SOURCES.items()}
+    return load(write_config(folder), SECRETS, sources=types)
+
+
+@cache
+def _config() -> Config:
+    """Return the configuration, read once for all tests: it is frozen."""
+    with TemporaryDirectory() as folder:
+        return _load(Path(folder), _as_it_is)
+
+
 @contextmanager
 def open_site(
     folder: Path,
     *,
-    change_type: Callable[[SourceType], SourceType] = lambda one: one,
+    change_type: ChangeType = _as_it_is,
     bound_to: str = "",
     **environment: Any,
 ) -> Iterator[Site]:
     """Serve in this process. *change_type* makes other source types of ours; *environment* is bridge's."""
-    types = {name: change_type(one) for name, one in SOURCES.items()}
-    config = load(write_config(folder), SECRETS, sources=types)
+    config = _config() if change_type is _as_it_is else _load(folder, change_type)
     store = SqliteStore(folder / "bridge.db", {name: one.lanes for name, one in config.targets.items()})
     store.migrate()
     rings: list[datetime] = []

@@ -21,6 +21,7 @@ from bridge.web import health, shapes, trial
 from bridge.web.guard import Guard
 from bridge.web.problem import Fault, HttpProblem
 from bridge.web.queries import (
+    GREATEST_ID,
     AuditQuery,
     ContactQuery,
     DeliveryQuery,
@@ -81,7 +82,7 @@ class Api:
         return shapes.InboundList(items=[shapes.inbound_item(one) for one in page.items], next=page.next)
 
     def inbound(self, inbound_id: int) -> shapes.InboundDetail:
-        stored = self.store.inbound(inbound_id)
+        stored = self.store.inbound(inbound_id) if inbound_id <= GREATEST_ID else None
         if stored is None:
             raise HttpProblem(404, f"There is no inbound {inbound_id}.")
         connection = self.config.sources.get(stored.source)
