@@ -65,8 +65,10 @@ class Expression:
     _region: str = field(default="", repr=False)
 
     @classmethod
-    def compile(cls, text: str, *, region: str = "") -> Expression:
+    def compile(cls, text: str, *, region: str = "", condition: bool = False) -> Expression:
         """Compile *text*. *region* ("US") is where ``e164`` takes national numbers to be from.
+
+        *condition*: the result is asked for a yes or no, so a text in it that says no (``"false"``) is none.
 
         Raises:
             ValueError: the text is no expression; the message is one line for whoever wrote it.
@@ -74,7 +76,7 @@ class Expression:
         try:
             tree = _named(_parse(text))
             names = frozenset(_check(tree))
-            compiled = _compile(tree)
+            compiled = _compile(tree, condition)
         except (RecursionError, SyntaxError, MemoryError) as error:  # Python's own compiler has limits, too
             raise ValueError("the expression is nested too deeply") from error
         return cls(text, names, compiled, region)
@@ -301,7 +303,12 @@ def _known(value: Any) -> Any:
     return value._fail_with_undefined_error() if isinstance(value, Undefined) else value
 
 
-_KNOWN = " known"  # a filter that no expression can name
+def _truth(value: Any) -> Any:
+    """Return *value* as a condition takes it: CRMs write yes and no as texts, and ``"false"`` is no yes."""
+    return False if isinstance(value, str) and values.says_no(value) else value
+
+
+_KNOWN, _TRUTH = " known", " truth"  # filters that no expression can name
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -315,7 +322,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         lenient = {name: FILTERS[name] for name in ("default", "d")}
         strict = {name: f for name, f in FILTERS.items() if name not in _LEFT_OUT and name not in lenient}
         self.filters = {name: _guarded(name, f) for name, f in {**strict, **CONTACT_FILTERS}.items()} | lenient
-        self.filters[_KNOWN] = _known
+        self.filters |= {_KNOWN: _known, _TRUTH: _truth}
         self.tests = {name: test for name, test in TESTS.items() if name not in _LEFT_OUT_TESTS}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -395,8 +402,9 @@ def _habit(text: str) -> str:
     return next((f"; write '{ours}' for '{theirs}'" for theirs, ours in _HABITS.items() if theirs in bare), "")
 
 
-def _compile(tree: nodes.Expr) -> TemplateExpression:
-    body: list[nodes.Node] = [nodes.Assign(nodes.Name("result", "store"), _settle(tree), lineno=1)]
+def _compile(tree: nodes.Expr, condition: bool) -> TemplateExpression:
+    settled = _settle(tree, condition=condition)
+    body: list[nodes.Node] = [nodes.Assign(nodes.Name("result", "store"), settled, lineno=1)]
     whole = nodes.Template(body, lineno=1)
     whole.set_environment(_ENVIRONMENT)
     return TemplateExpression(_ENVIRONMENT.from_string(whole), undefined_to_none=False)
@@ -493,32 +501,35 @@ _TRUE_OF_UNKNOWN: Mapping[bool, frozenset[str]] = {
 }
 
 
-def _settle(node: Any, negated: bool = False) -> Any:
+def _settle(node: Any, *, negated: bool = False, condition: bool = False) -> Any:
     """Rewrite a tree so that it keeps what the module promises.
 
-    ``none`` and a missing ``else`` are the empty text; and what is compared must be known where the comparison
-    would come out true only for want of it.
+    ``none`` and a missing ``else`` are the empty text; what is compared must be known where the comparison would
+    come out true only for want of it; and where a yes or no is wanted (*condition*), a text that says no is one.
     """
     if isinstance(node, nodes.Const):
         return nodes.Const("", lineno=node.lineno, environment=_ENVIRONMENT) if node.value is None else node
     if isinstance(node, nodes.Not):
-        node.node = _settle(node.node, not negated)
+        node.node = _settle(node.node, negated=not negated, condition=True)
     elif isinstance(node, nodes.And | nodes.Or):
-        node.left, node.right = _settle(node.left, negated), _settle(node.right, negated)
+        node.left = _settle(node.left, negated=negated, condition=condition)
+        node.right = _settle(node.right, negated=negated, condition=condition)
     elif isinstance(node, nodes.CondExpr):
-        node.test = _settle(node.test)
-        node.expr1 = _settle(node.expr1, negated)
+        node.test = _settle(node.test, condition=True)
+        node.expr1 = _settle(node.expr1, negated=negated, condition=condition)
         other = nodes.Const(None, lineno=node.lineno) if node.expr2 is None else node.expr2
-        node.expr2 = _settle(other, negated)
+        node.expr2 = _settle(other, negated=negated, condition=condition)
     else:
         _settle_parts(node)
         if isinstance(node, nodes.Compare) and any(o.op in _TRUE_OF_UNKNOWN[negated] for o in node.ops):
-            node.expr = _insist(node.expr)
+            node.expr = _through(_KNOWN, node.expr)
             for operand in node.ops:
-                operand.expr = _insist(operand.expr)
+                operand.expr = _through(_KNOWN, operand.expr)
         if isinstance(node, nodes.Test) and node.name in _TRUE_OF_UNKNOWN[negated]:
-            node.node = _insist(node.node)
-            node.args = [_insist(argument) for argument in node.args]
+            node.node = _through(_KNOWN, node.node)
+            node.args = [_through(_KNOWN, argument) for argument in node.args]
+        if condition and not isinstance(node, nodes.Compare | nodes.Test):
+            return _through(_TRUTH, node)
     return node
 
 
@@ -530,5 +541,5 @@ def _settle_parts(node: nodes.Node) -> None:
             setattr(node, name, [_settle(p) if isinstance(p, nodes.Node) else p for p in part])
 
 
-def _insist(node: nodes.Expr) -> nodes.Expr:
-    return nodes.Filter(node, _KNOWN, [], [], None, None, lineno=node.lineno, environment=_ENVIRONMENT)
+def _through(name: str, node: nodes.Expr) -> nodes.Expr:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=_ENVIRONMENT)

@@ -146,6 +146,11 @@ def boolean(value: Value) -> bool | str:
     raise BadValue("The value is neither yes nor no.")
 
 
+def says_no(word: str) -> bool:
+    """Say whether *word* is one that `boolean` reads as no."""
+    return word.strip().lower() in _NO
+
+
 def number(value: Value) -> int | float | str:
     """Return a number of its digits, with a point for decimals; "" stays "".
 

@@ -293,6 +293,8 @@ def test_the_public_url_has_a_default(read: Any) -> None:
          "this is no URL such as https://api.example.com"),
         ('"$PUBLIC_URL"', '"http://bridge.example.com"', "2: bridge.public_url: the URL begins with http://, "
          "so anybody on the way could read it | write https://"),
+        ('"$PUBLIC_URL"', '"https://bridge.example.com/hooks/"', "2: bridge.public_url: the URL ends with /hooks, "
+         "which bridge adds | leave it out"),
         ('"US"', '"UK"', "3: bridge.default_region: 'UK' is no region of phone numbers | did you mean 'GB'?"),
         ('"US"', '"America"', "3: bridge.default_region: 'America' is no region of phone numbers | "
          "two capital letters such as 'US' or 'GB'"),

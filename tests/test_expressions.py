@@ -110,6 +110,21 @@ def test_a_cleared_field_is_the_empty_text_and_never_none(text: str, expected: A
     assert Expression.compile(text).evaluate(variables) == expected
 
 
+@pytest.mark.parametrize("no", ["false", "No", " 0 ", "off", "", None, False, 0, []])
+@pytest.mark.parametrize("text", ["x", "x or y", "not (not x)", "x and true", "x if x else y", "(x | d) or y"])
+def test_where_a_yes_or_no_is_wanted_a_text_may_say_no(text: str, no: Any) -> None:
+    yes_or_no = Expression.compile(text, condition=True)
+    assert not yes_or_no.evaluate({"x": no, "y": "false"})
+    assert yes_or_no.evaluate({"x": "true", "y": "false"})
+
+
+def test_a_text_that_says_no_is_a_text_where_a_text_is_wanted() -> None:
+    assert value("x or 'b'", x="no") == "no"
+    assert value("'a' if x else 'b'", x="no") == "b"
+    assert value("'a' if not x else 'b'", x="no") == "a"
+    assert value("x and y", x="0", y="1") == "1"
+
+
 # --- what the operator is told at start-up ---------------------------------------------------------------------
 
 

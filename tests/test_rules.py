@@ -63,8 +63,8 @@ def route(*rules: FieldRule, when: str = "", opt_out: str = "", **more: Any) -> 
         "sms",
         PLATFORM,
         rules or (rule("mobile", "mobilephone or phone | e164"), rule("name", "firstname")),
-        when=Expression.compile(when) if when else None,
-        opt_out=Expression.compile(opt_out) if opt_out else None,
+        when=Expression.compile(when, condition=True) if when else None,
+        opt_out=Expression.compile(opt_out, condition=True) if opt_out else None,
         region="US",
         **more,
     )
@@ -305,6 +305,21 @@ def test_what_was_never_said_is_no_opt_out() -> None:
     for text in ("optout == 'true'", "consent != 'yes'", "not (consent == 'yes')"):
         assert not desired(decide(route(opt_out=text), contact(phone="2025550123"))).opt_out
         assert not desired(decide(route(opt_out=text), contact(phone="2025550123", consent=None))).opt_out
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("false", "true", True),
+        ("true", "false", True),
+        ("false", "No", False),
+        ("0", False, False),
+        (True, "", True),
+    ],
+)
+def test_a_text_that_says_no_is_no_opt_out_and_hides_none(first: Value, second: Value, expected: bool) -> None:
+    known = contact(phone="2025550123", optout=first, stop=second)
+    assert desired(decide(route(opt_out="optout or stop"), known)).opt_out is expected
 
 
 def test_an_opt_out_that_cannot_be_understood_stops_everything() -> None:

@@ -82,6 +82,7 @@ class _Reader:
         # By connection, also of those that are wrong otherwise: their routes are checked all the same.
         self.known_sources: dict[str, SourceType] = {}
         self.known_targets: dict[str, TargetType] = {}
+        self.region = ""
 
     def read(self) -> Config:
         document = self.document
@@ -89,7 +90,8 @@ class _Reader:
         settings = self._bridge(document.tables.get("bridge", {}))
         sources = self._connections("sources", self._source)
         targets = self._connections("targets", self._target)
-        routes = self._routes(settings.default_region if settings else "")
+        self.region = settings.default_region if settings else ""
+        routes = self._routes()
         if document.problems or settings is None:
             raise ConfigError(*document.in_order())
         self._look_over(sources, targets, routes)
@@ -110,6 +112,10 @@ class _Reader:
                 'set it to the URL that senders call: public_url = "https://bridge.example.com"',
             )
         self.document.check_url((*path, "public_url"), public_url)
+        if public_url.rstrip("/").endswith("/hooks"):
+            self.document.problem(
+                (*path, "public_url"), "the URL ends with /hooks, which bridge adds", "leave it out"
+            )
         region = settings.default_region
         if region and not known_region(region):
             usual = {"UK": "GB", "EN": "GB"}.get(region.upper(), region.upper())
@@ -192,7 +198,7 @@ class _Reader:
         """Return the key of a connection's section that names its base, for a problem with it."""
         return next(((*path, key) for key in table if key.endswith(("base_url", "api_base"))), path)
 
-    def _routes(self, region: str) -> list[Route]:
+    def _routes(self) -> list[Route]:
         value = self.document.tables.get("routes", [])
         if not isinstance(value, list):
             self.document.problem(
@@ -215,7 +221,7 @@ class _Reader:
                 )
             first.setdefault(pair, path)
             self._check_names(settings, path)
-            if (route := self._route(settings, path, region)) is not None:
+            if (route := self._route(settings, path)) is not None:
                 routes.append(route)
         return routes
 
@@ -246,14 +252,14 @@ class _Reader:
                 fix = did_you_mean(name, known) or f"add a section [{kind}s.{plain_name(name)}]"
                 self.document.problem((*path, kind), f"there is no {kind} named '{name}'", fix)
 
-    def _route(self, settings: RouteSettings, path: Path, region: str) -> Route | None:
+    def _route(self, settings: RouteSettings, path: Path) -> Route | None:
         source, target = self.known_sources.get(settings.source), self.known_targets.get(settings.target)
-        when = self._compile((*path, "when"), settings.when, region, source) if settings.when else None
-        opt_out = self._compile((*path, "opt_out"), settings.opt_out, region, source) if settings.opt_out else None
+        when = self._condition((*path, "when"), settings.when, source)
+        opt_out = self._condition((*path, "opt_out"), settings.opt_out, source)
         rules = []
         for name, rule in settings.fields.items():
             where = (*path, "fields", name)
-            value = self._compile(where, rule.value, region, source)
+            value = self._compile(where, rule.value, source)
             known = self._target_field(name, where, target) if target else None
             if target is None or known is None or value is None:
                 continue
@@ -273,12 +279,17 @@ class _Reader:
             create=settings.create,
             on_delete=settings.on_delete,
             opt_out=opt_out,
-            region=region,
+            region=self.region,
         )
 
-    def _compile(self, path: Path, text: str, region: str, source: SourceType | None) -> Expression | None:
+    def _condition(self, path: Path, text: str, source: SourceType | None) -> Expression | None:
+        return self._compile(path, text, source, condition=True) if text else None
+
+    def _compile(
+        self, path: Path, text: str, source: SourceType | None, *, condition: bool = False
+    ) -> Expression | None:
         try:
-            expression = Expression.compile(text, region=region)
+            expression = Expression.compile(text, region=self.region, condition=condition)
         except ValueError as error:
             what, _, fix = str(error).partition("; ")
             self.document.problem(path, what, fix)
