@@ -93,6 +93,14 @@ COLUMNS: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 
 
+# What each list can be narrowed by. Any other filter is refused: passed over, it would select everything.
+FILTERS: Mapping[str, frozenset[str]] = {
+    "contacts": frozenset({"source", "search"}),
+    "deliveries": frozenset({"source", "target", "state", "error", "since", "until", "search"}),
+    "audit": frozenset({"source", "target", "outcome", "error", "since", "until", "search"}),
+}
+
+
 @click.command()
 @click.argument("what", type=click.Choice(list(COLUMNS)))
 @options.config
@@ -108,6 +116,8 @@ def export(what: str, config_path: Path | None, form: str, to: TextIO, details: 
     NDJSON is one JSON object a line, in the API's own shape, newest first. In CSV, contacts come as one line for
     each field.
     """
+    if unfit := sorted(name for name, value in given.items() if value is not None and name not in FILTERS[what]):
+        raise click.UsageError(f"{what} cannot be narrowed by {', '.join(f'--{name}' for name in unfit)}.")
     with options.opened(config_path) as here:
         rows = _rows(here.store, what, options.narrowed(given), details=details)
         if form == "ndjson":

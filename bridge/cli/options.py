@@ -71,7 +71,9 @@ _SINCE = click.option(
     "--since", metavar="MOMENT", type=moment, help="Not before this moment, or this long ago: 2h, 7d."
 )
 _UNTIL = click.option("--until", metavar="MOMENT", type=moment, help="Before this moment, or this long ago.")
-_TEXT = click.option("--search", metavar="TEXT", help="Only what holds this text.")
+_TEXT = click.option(
+    "--search", metavar="TEXT", help="Only what holds this text: part of an id, a name, a reason."
+)
 
 
 def filters(*, outcome: bool) -> Callable[[AnyFunction], AnyFunction]:

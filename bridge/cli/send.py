@@ -164,9 +164,10 @@ def dry_run(
     stored: bool,
     json_wanted: bool,
 ) -> None:
-    """Show what each target would get of a webhook, and why; nothing is stored or sent.
+    """Show what each target would get of a webhook, and why; nothing is sent.
 
-    FILE is a body (.json), or a recorded request (.http). Its signature is not looked at.
+    Nothing is stored, either. FILE is a body (.json), or a recorded request (.http), whose signature does not
+    matter here.
     """
     from bridge import process
     from bridge.web import shapes, trial

@@ -173,9 +173,9 @@ class Story:
         self.screen.title("5. Katherine opts out.")
         self._hubspot(self.stage.platforms.hubspot.change(katherine.id, hs_email_optout="true"))
         self._arrive([katherine])
-        sms = self._held("sms", katherine)
         self.check(
-            sms.opted_out, "Sakari has her blocked; nothing but a newer, explicit yes from the CRM undoes it"
+            self._held("sms", katherine).opted_out and self._held("marketing", katherine).opted_out,
+            "Sakari has her blocked, ActiveCampaign unsubscribed; for the others it says what a person must do",
         )
 
     def a_platform_is_down(self) -> None:
@@ -286,7 +286,7 @@ class Story:
         synced = sum(person.state_in(target) is State.SYNCED for person, target in pairs)
         self.check(
             not wrong,
-            f"of {len(pairs)} pairs of contact and platform {synced} are synced; the other {len(pairs) - synced} are "
+            f"of {len(pairs)} pairs of contact and platform {synced} are synced, {len(pairs) - synced} are not, "
             f"as expected{_but(wrong)}",
         )
         self.check(all(one["reason"].strip() for one in deliveries.values()), "every state says why it is so")
