@@ -11,8 +11,9 @@ from flask import Response
 
 from bridge.demo.fakes.clerk_chat import ClerkChat as FakeClerkChat
 from bridge.errors import Ambiguous, Permanent, Refused, Retryable
-from bridge.model import Desired, Mode, Receipt, RecordKey, Value, utc_now
+from bridge.model import Desired, Mode, Receipt, RecordKey, Secret, Value, utc_now
 from bridge.targets.base import Job
+from bridge.targets.clerk_chat import Settings
 from tests.targets.harness_clerk_chat import Harness
 
 PHONE, EMAIL = "+525512345678", "ana.ruiz@example.com"
@@ -325,7 +326,7 @@ def test_a_conflict_on_create_leads_to_a_search(found_later: bool) -> None:
             receipt = push(h, link=linked.append)
             assert (receipt.outcome, receipt.target_id, linked) == ("updated", there, [there])
         else:
-            with pytest.raises(Permanent, match="creating the contact"):
+            with pytest.raises(Permanent, match="says that this contact exists"):
                 push(h, link=linked.append)
         assert h.count() == 1
 
@@ -399,6 +400,29 @@ def test_a_cleared_key_is_blank_afterwards(mode: str) -> None:
         assert receipt.accepted["data.tier"] is None
         assert (h.stored(PHONE) or {}).get("data.tier", "") == ""
         assert push(h, **after(receipt, **{"data.tier": None})).outcome == "unchanged"
+
+
+def test_a_key_that_somebody_adds_meanwhile_is_no_failure() -> None:
+    class Busy(FakeClerkChat):
+        def _update(self, contact_id: str) -> Response:
+            answered = super()._update(contact_id)
+            self.contacts[contact_id]["data"]["lastSeen"] = "now"
+            return answered
+
+    class BusyHarness(Harness):
+        fake_type = Busy
+
+    with BusyHarness() as h:
+        first = push(h)
+        assert push(h, **after(first, **{"data.tier": "platinum"})).outcome == "updated"
+        assert h.fake.person(PHONE)["data.lastSeen"] == "now"
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="api_key is empty"):
+        Settings(Secret(""))
+    with pytest.raises(ValueError, match="email_parameter is empty"):
+        Settings(Secret("key"), email_parameter=" ")
 
 
 def test_a_base_field_is_never_cleared(h: Harness) -> None:
