@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import requests
+from flask import Response
 
 from bridge.demo.fakes.artu import Artu as FakeArtu
 from bridge.errors import Ambiguous, Permanent, Refused, Retryable
@@ -425,6 +426,23 @@ def test_cleared_metadata_is_blank_afterwards(metadata: str) -> None:
             assert row["metadata"].get("tier", "") == ""
             assert row["metadata"]["vip"] == "yes"
         assert push(h, cleared, target_id=client, modes=modes).outcome == "unchanged"
+
+
+def test_metadata_that_somebody_adds_meanwhile_is_no_failure() -> None:
+    class Busy(FakeArtu):
+        def _sync(self, client_id: str) -> Response:
+            answered = super()._sync(client_id)
+            for row in self.registers["test"].of(client_id):
+                row["metadata"] = {**row["metadata"], "seen": "now"}
+            return answered
+
+    class BusyHarness(Harness):
+        fake_type = Busy
+
+    with BusyHarness(settings={"create_clients": False}) as h:
+        client = h.fake.add_client()
+        assert push(h, {"client_id": client, **ANA, "metadata.tier": "gold"}).outcome == "updated"
+        assert push(h, {"client_id": client, **ANA, "metadata.tier": "gold"}).outcome == "unchanged"
 
 
 def test_removing_leaves_the_client_and_all_other_methods(h: Harness) -> None:

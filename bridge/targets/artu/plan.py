@@ -43,10 +43,15 @@ class Plan:
         wrong = [
             wanted.type
             for wanted in self.writes
-            if not any((not wanted.id or wanted.id == one.id) and wanted.says(one) for one in held)
+            if not any((not wanted.id or wanted.id == one.id) and wanted.says(self._ours(one)) for one in held)
         ]
         gone = {method.id for method in self.deletes}
         return wrong + [f"deletion of {one.type}" for one in held if one.id in gone]
+
+    def _ours(self, method: Method) -> Method:
+        """Return *method* without metadata that this plan is not about: others may add theirs meanwhile."""
+        about = self.clears.union(*(wanted.metadata for wanted in self.writes))
+        return replace(method, metadata={key: value for key, value in method.metadata.items() if key in about})
 
     def blanked(self, held: Sequence[Method]) -> list[Method]:
         """Return the rows that still have metadata which was left out, with it blanked: here writes merge."""
