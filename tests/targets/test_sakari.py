@@ -867,6 +867,15 @@ def test_a_contact_removed_in_the_middle_is_made_anew(h: Harness, method: str) -
     assert h.count() == 1
 
 
+def test_who_opted_out_is_not_made_anew_after_a_removal_in_the_middle(h: Harness) -> None:
+    first = h.target.deliver(h.api(), job(h.person(1)))
+    h.fake.stop(MOBILE)
+    h.fake.hook("PUT", "/contacts/c-", h.fake.contacts.clear)
+    receipt = h.target.deliver(h.api(), job(h.changed(h.person(1)), target_id=first.target_id))
+    assert (receipt.outcome, receipt.opted_out) == ("absent", True)
+    assert h.count() == 0
+
+
 def test_a_found_contact_removed_in_the_middle_is_tried_again(h: Harness) -> None:
     h.fake.add(MOBILE)
     h.fake.hook("GET", CONTACTS, h.fake.contacts.clear, after=True)
@@ -1064,6 +1073,18 @@ def test_a_write_of_unknown_fate_is_looked_at_too(careless: Harness, how: str) -
     assert careless.opted_out(first.target_id or "")
 
 
+def test_a_loss_that_the_answer_shows_needs_no_reading(careless: Harness) -> None:
+    first = careless.target.deliver(careless.api(), job(careless.person(1)))
+    careless.fake.stop(MOBILE)
+    careless.fake.hook(
+        "PUT", "/contacts", lambda: careless.fake.trouble(status=503, method="GET", path="/contacts/c-", times=99)
+    )
+    with pytest.raises(Refused) as caught:
+        careless.target.deliver(careless.api(), job({"firstName": "New"}, target_id=first.target_id))
+    assert caught.value.code == "loosened"
+    assert "by hand" in str(caught.value)
+
+
 def test_a_write_of_unknown_fate_that_cannot_be_looked_at_is_tried_again(h: Harness) -> None:
     first = h.target.deliver(h.api(), job(h.person(1)))
     h.fake.hook(
@@ -1093,9 +1114,14 @@ class Newer(Exception):
     """As the worker stops a push for newer state."""
 
 
-def test_a_write_is_proven_even_if_newer_state_is_waiting(careless: Harness) -> None:
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_write_is_proven_even_if_newer_state_is_waiting(careless: Harness, shown: bool) -> None:
     first = careless.target.deliver(careless.api(), job(careless.person(1)))
     careless.fake.stop(MOBILE)
+    if not shown:  # only reading shows the loss
+        assert isinstance(careless.fake, Careless)
+        careless.fake.times = 0
+        careless.fake.hook("PUT", "/contacts", lambda: careless.fake.edit(MOBILE, blocked=None), after=True)
 
     def take() -> None:
         if puts(careless):

@@ -40,6 +40,7 @@ class Push:
     learnt: Learnt
     job: Job
     notes: list[str] = field(default_factory=list)
+    said_stop: bool = False  # the contact was opted out when it was read
 
     def run(self) -> Receipt:
         self.fields = self._known_fields()
@@ -50,13 +51,13 @@ class Push:
                 pass  # somebody removed it there: the number decides, once
         number = self.job.desired.fields.get("mobile")
         if not isinstance(number, str) or not number:
-            if not self.job.may_create():
-                return Receipt("absent", notes=tuple(self.notes))
+            if not self._may_create():
+                return self._absent()
             raise Permanent("There is no mobile number, without which Sakari has no contact.")
         target_id = find(self.account, self.learnt, number)
         if target_id is None:
-            if not self.job.may_create():
-                return Receipt("absent", notes=tuple(self.notes))
+            if not self._may_create():
+                return self._absent()
             try:
                 return self._create(number)
             except Ambiguous as error:
@@ -66,6 +67,12 @@ class Push:
                     raise
         self.job.link(target_id)
         return self._update(target_id)
+
+    def _may_create(self) -> bool:
+        return self.job.may_create() and not self.said_stop
+
+    def _absent(self) -> Receipt:
+        return Receipt("absent", opted_out=self.said_stop, notes=tuple(self.notes))
 
     def _known_fields(self) -> dict[str, Value]:
         """Return the desired fields without attributes that the account does not define."""
@@ -94,7 +101,8 @@ class Push:
             made = made_of(reply, number, body)
         except SaidStop:
             add_note(self.notes, "Sakari did not create the contact: the person asked for no more messages.")
-            return Receipt("absent", opted_out=True, notes=tuple(self.notes))
+            self.said_stop = True
+            return self._absent()
         target_id = str(made["id"]) if made.get("id") else find(self.account, self.learnt, number)
         if target_id is None:
             message = "Sakari says that it created the contact, but it cannot be found yet."
@@ -112,6 +120,7 @@ class Push:
 
     def _update(self, target_id: str) -> Receipt:
         contact = read(self.account, target_id)
+        self.said_stop = opted_out(contact)
         written = False
         if self.job.desired.opt_out and not opted_out(contact):
             # First and alone, so that no other field can stand in its way.
