@@ -360,12 +360,12 @@ def test_merged_records_count_in_any_order() -> None:
 # --- for any contact ---------------------------------------------------------------------------------------
 
 NAMES = ("phone", "mobilephone", "email", "firstname", "optout", "stage", "tier")
-plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6)
-    | st.sampled_from(["true", "false", "2025550123", "ada@example.com", "customer", ""]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)  # fmt: skip
+odd: list[Any] = [
+    None, "", " ", "true", "false", "perhaps", "2025550123", "12", "ada@example.com", "customer", "lead", "x;y",
+    0, 1, 2.5, -(10**40), True, False, [],
+    ["a", None], {}, {"a": ["b"]}, "\x00", "\ud800", "%999999999d", "{{ 1 }}",
+]  # fmt: skip
+plain = st.sampled_from(odd) | st.text(max_size=6)
 kinds = st.sampled_from([Kind.CHANGED] * 6 + [Kind.CREATED, Kind.DELETED, Kind.ERASED])
 changes = st.builds(
     lambda minutes, kind, fields: Change(KEY, kind, at(minutes), fields),
@@ -388,8 +388,8 @@ ROUTES = [
 ]
 
 
-@given(st.sampled_from(ROUTES), st.lists(changes, max_size=5), st.lists(changes, max_size=2))
-@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(ROUTES), st.lists(changes, max_size=4), st.lists(changes, max_size=2))
+@settings(max_examples=200, deadline=None)
 def test_every_decision_is_one_that_may_be_carried_out(
     chosen: Route, ours: list[Change], theirs: list[Change]
 ) -> None:
@@ -410,7 +410,7 @@ def test_every_decision_is_one_that_may_be_carried_out(
 
 
 @given(st.sampled_from(ROUTES), st.lists(changes, max_size=5), st.integers(0, 30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_clearing_fields_loosens_nothing(chosen: Route, ours: list[Change], minutes: int) -> None:
     before = decide(chosen, contact(*ours))
     cleared = Change(KEY, Kind.CHANGED, at(minutes), dict.fromkeys(NAMES))
