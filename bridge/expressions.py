@@ -63,6 +63,7 @@ class Expression:
     names: frozenset[str]
     _compiled: TemplateExpression = field(repr=False, compare=False)
     _region: str = field(default="", repr=False)
+    _path: tuple[str, ...] = field(default=(), repr=False)  # of ``a.b.c``, which needs no template
 
     @classmethod
     def compile(cls, text: str, *, region: str = "", condition: bool = False) -> Expression:
@@ -76,10 +77,11 @@ class Expression:
         try:
             tree = _named(_parse(text))
             names = frozenset(_check(tree))
+            path = () if condition else _path(tree)
             compiled = _compile(tree, condition)
         except (RecursionError, SyntaxError, MemoryError) as error:  # Python's own compiler has limits, too
             raise ValueError("the expression is nested too deeply") from error
-        return cls(text, names, compiled, region)
+        return cls(text, names, compiled, region, path)
 
     def result(self, variables: Mapping[str, Any]) -> Result:
         """Compute the expression; a variable that is absent from *variables* is not known yet.
@@ -87,8 +89,10 @@ class Expression:
         Raises:
             BadValue: the values do not allow it; the message is one sentence without a value.
         """
-        given = {name: _seen(variables[name]) for name in self.names if name in variables}
         try:
+            if self._path and (part := _walk(variables, self._path)) is not missing:
+                return Result(_plain(part))
+            given = {name: _seen(variables[name]) for name in self.names if name in variables}
             found = self._compiled({**given, FIELDS: variables, _REGION: self._region})
             if isinstance(found, Undefined):
                 return Result(unknown=str(found._undefined_name or "a value"))
@@ -153,8 +157,20 @@ def _seen(value: Any) -> Any:
     return "" if value is None else value
 
 
+def _walk(variables: Any, path: tuple[str, ...]) -> Any:
+    """Return the part of *variables* at *path*, `missing` where a template must say what its absence means."""
+    found = variables
+    for name in path:
+        if not isinstance(found, Mapping) or name not in found:
+            return missing
+        found = found[name]
+    return found
+
+
 def _plain(value: Any) -> Any:
     """Return *value* as plain data that is finite and not too large: no nulls, no generators, no markup."""
+    if type(value) is str and len(value) < MAX_SIZE:
+        return value
     return _copy(value, [MAX_SIZE], MAX_DEPTH)
 
 
@@ -400,6 +416,15 @@ def _habit(text: str) -> str:
     """Return a hint where *text* looks like another language."""
     bare = re.sub(r"'[^']*'|\"[^\"]*\"|[=!<>]=(?!=)", "", text)
     return next((f"; write '{ours}' for '{theirs}'" for theirs, ours in _HABITS.items() if theirs in bare), "")
+
+
+def _path(tree: Any) -> tuple[str, ...]:
+    """Return the names of ``a.b.c``, () for anything more than that."""
+    if isinstance(tree, nodes.Name) and tree.name != FIELDS:
+        return (str(tree.name),)
+    if isinstance(tree, nodes.Getattr) and (before := _path(tree.node)):
+        return (*before, str(tree.attr))
+    return ()
 
 
 def _compile(tree: nodes.Expr, condition: bool) -> TemplateExpression:

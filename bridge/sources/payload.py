@@ -105,18 +105,16 @@ class Mapped:
 
     def _event(self, number: int, variables: Mapping[str, Any], delivery: Delivery) -> Event:
         """Return the event of the item with this *number*; one that makes no sense says why."""
-        item = fingerprint(variables["item"])
-        unread = event_key(delivery.sender_id, number, item)
         try:
             kind = self._kind(variables)
             if kind is None:
-                return Event(unread, ignored="The payload's kind says to ignore it.")
+                return Event(_unread(number, variables, delivery), ignored="The payload's kind says to ignore it.")
             source_id = self._id(variables)
             said_at = self._said_at(variables)
             given_id = self._given_id(variables)
             fields = self._fields(variables) if kind in {Kind.CHANGED, Kind.CREATED} else {}
         except Unclear as error:
-            return Event(unread, unreadable=str(error))
+            return Event(_unread(number, variables, delivery), unreadable=str(error))
         order = f"{number:05d}"  # of two items with one moment, the later in the list counts
         if given_id:
             key, event_id = event_key(given_id, source_id), f"{given_id}:{order}"
@@ -124,10 +122,10 @@ class Mapped:
             key, event_id = event_key(delivery.sender_id, number), f"{delivery.sender_id}:{order}"
         elif said_at:
             key = event_id = event_key(source_id, kind, iso(said_at), fingerprint(fields))
-        elif delivery.signed_at:
-            key, event_id = receipt_key(delivery.signed_at, number, item), f"{order}:{item}"
         else:
-            key, event_id = receipt_key(delivery.received_at, number, item), f"{order}:{item}"
+            item = fingerprint(variables["item"])
+            seen_at = delivery.signed_at or delivery.received_at
+            key, event_id = receipt_key(seen_at, number, item), f"{order}:{item}"
         occurred_at = said_at or delivery.signed_at or delivery.received_at
         change = Change(RecordKey(self.source, source_id), kind, Version(occurred_at, event_id), fields)
         return Event(key, (clamp(change, delivery.received_at),))
@@ -163,6 +161,11 @@ class Mapped:
         if not isinstance(found, dict):
             raise Unclear("The expression payload.fields gives no object for this item.")
         return found
+
+
+def _unread(number: int, variables: Mapping[str, Any], delivery: Delivery) -> str:
+    """Return the key of an item that says nothing to us."""
+    return event_key(delivery.sender_id, number, fingerprint(variables["item"]))
 
 
 def _compile(entry: str, text: str, known: set[str] | None = None) -> Expression:
