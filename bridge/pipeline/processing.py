@@ -23,7 +23,7 @@ from bridge.model import (
 )
 from bridge.outbound import Api
 from bridge.pipeline.merging import lineage, merge_all
-from bridge.pipeline.reading import after_reading, read, wants_read
+from bridge.pipeline.reading import after_reading, read, unless_readable, wants_read
 from bridge.rules import Route
 from bridge.sources.base import Genuine, change_fields
 from bridge.store.protocol import Decision, Inbound, InboundResult, Store, Ticket, Work
@@ -82,6 +82,8 @@ def process(
     if api and reads_due:
         touched |= read(connection, routes, api(), known, store, reads_due, now)
     touched &= known.keys()
+    for key in touched:
+        known[key] = unless_readable(known[key], can_read=api is not None)
     decision = Decision(
         contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
         wants=_decide(routes, known, touched, work, can_read=api is not None),
@@ -101,12 +103,23 @@ def parse(connection: SourceConnection, inbound: Inbound) -> Parsed:
     request = InboundRequest(inbound.method, inbound.url, inbound.headers, inbound.body)
     genuine = Genuine(Verified(request), inbound.secret_index, inbound.signed_at)
     try:
-        return Parsed(inbound, connection.source.parse(genuine, inbound.received_at))
+        events = connection.source.parse(genuine, inbound.received_at)
+        return Parsed(inbound, [event if _storable(event) else _unfit(event) for event in events])
     except BadPayload as error:
         return Parsed(inbound, problem=str(error))
     except Exception as error:  # one request that we fail on must not stop the lane
         log.bug("inbound.parser_failed", error, source=connection.name, inbound=inbound.id)
         return Parsed(inbound, problem=f"Bridge failed to read it ({type(error).__name__}, a bug). It is kept.")
+
+
+def _storable(event: Event) -> bool:
+    """Say whether all ids are text that any database takes: JSON can spell half a character, or a NUL."""
+    ids = [part for change in event.changes for part in (change.key.source_id, change.survivor or "")]
+    return not any("\0" in part or any("\ud800" <= letter <= "\udfff" for letter in part) for part in ids)
+
+
+def _unfit(event: Event) -> Event:
+    return Event(event.key, unreadable="The id of its contact holds characters that are no text.")
 
 
 def _first_account(parsed: Iterable[Parsed]) -> str | None:

@@ -30,6 +30,13 @@ def wants_read(contact: Contact | None, now: datetime) -> bool:
     return contact.thin or contact.read_at is None
 
 
+def unless_readable(contact: Contact, *, can_read: bool) -> Contact:
+    """Return *contact* no longer due to be read, where it never will be: it is gone, or no token is configured."""
+    if contact.read_due is None or (can_read and contact.alive):
+        return contact
+    return replace(contact, read_due=None)
+
+
 def read(
     connection: SourceConnection,
     routes: Sequence[Route],

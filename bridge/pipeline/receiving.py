@@ -18,7 +18,8 @@ def receive(connection: SourceConnection, request: InboundRequest, now: datetime
         BadSignature: it is not provably from the source, or stale.
     """
     genuine = connection.source.verify(request, now)
-    outcome, reason, keys = Outcome.ACCEPTED, "", ()
+    outcome, reason = Outcome.ACCEPTED, ""
+    keys: tuple[str, ...] = ()
     try:
         keys = tuple(event.key for event in connection.source.parse(genuine, now))
     except BadPayload as error:
