@@ -190,7 +190,7 @@ def test_a_contact_shows_every_field_and_where_each_target_stands(site: Site) ->
     site.process()
     shown = site.get("/contacts/shop/7")
     assert shown["fields"]["email"]["value"] == "ada@example.com"
-    assert shown["fields"]["email"]["occurred_at"].startswith("2026-03-01T10:00:00")
+    assert shown["fields"]["email"]["occurred_at"].startswith("2026-03-01T11:00:00")
     by_target = {one["target"]: one for one in shown["deliveries"]}
     sms, marketing = by_target["sms"], by_target["marketing"]
     assert sms["state"] == "pending"

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from flask import Blueprint, Response, abort, request
 from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
 
 from bridge import log, pipeline
 from bridge.config import SourceConnection
@@ -108,7 +109,12 @@ def _body() -> bytes:
     """Return the raw bytes, before anything else looks at them; 413 and 415 are raised here."""
     if request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower() not in {"", "identity"}:
         abort(415)
-    return request.get_data(cache=False)
+    try:
+        return request.get_data(cache=False)
+    except HTTPException:
+        raise
+    except Exception:  # each server has its own errors for broken chunks
+        abort(400)
 
 
 def _handshake(connection: SourceConnection, received: InboundRequest) -> Answer | None:

@@ -12,6 +12,7 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
+from gunicorn.http import wsgi
 from gunicorn.http.errors import InvalidHeader, UnsupportedTransferCoding
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
@@ -106,6 +107,10 @@ class ServerLog(Logger):
 
 def _note(level: str, message: str, args: tuple[Any, ...]) -> None:
     log.event("web.server", level=level, message=(message % args) if args else message)
+
+
+# What stands in the Server header of every answer: nobody needs to know more.
+vars(wsgi)["SERVER"] = "bridge"
 
 
 class Server(BaseApplication):
