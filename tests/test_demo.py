@@ -60,7 +60,7 @@ def test_it_comes_out_right_and_leaves_nothing_behind(folder: Path) -> None:
     lines = done.stdout.splitlines()
     assert "FAIL" not in done.stdout
     assert sum(line.startswith("ok  ") for line in lines) >= 15
-    assert shown_in_readme() - set(lines) == set()
+    assert shown_in_readme() - set(lines) == set(), "README.md quotes what the demo does not say any more"
     assert lines[-1] == "Everything came out as it should."
     assert "\x1b" not in done.stdout  # no colours where no terminal is
     assert list(folder.iterdir()) == []
