@@ -16,10 +16,10 @@ from bridge.store.protocol import TargetStatus
 
 BASE_S = 1.0
 CAP_S = 1800.0
-# A target that is away is waited for (about two days at the cap); one that answers nonsense to this one contact,
+# A target that is away is waited for (about two days at the cap); one that cannot make sense of this one contact,
 # again and again, is not.
 TRIES = 200
-TRIES_OF: Mapping[str, int] = {"nonsense": 8, "tls": 30}
+TRIES_OF: Mapping[str, int] = {"nonsense": 8, "missing": 12, "unverified": 12, "conflict": 12, "tls": 30}
 
 # In a burst each further change puts a delivery off a little, but never for longer than this.
 LONGEST_QUIET_S = 5.0
@@ -180,7 +180,7 @@ def succeeded(
             reason = f"The person opted out and is not in the target; bridge never creates them there.{notes}"
             return _settled(row, State.OPTED_OUT, reason)
         reason = (
-            "Waiting: the target does not have this contact, and the route only updates those that exist there. "
+            "Waiting: the target does not have this contact, and it is not to be created there. "
             f"It is looked up again with the next change.{notes}"
         )
         return _settled(row, State.WAITING, reason)

@@ -156,6 +156,11 @@ def _held(store: Store, claimed: Delivery) -> TargetStatus:
 def _note_refusal(store: Store, target: str, error: Refused, held: TargetStatus) -> TargetStatus:
     """Hold the target once it refused us as often as the error asks for."""
     now = utc_now()
+    if error.code == "loosened":
+        # A call of ours took an opt-out away. No probe can tell that this is safe again; only a person can.
+        log.event("target.paused", level="error", target=target, error=error.code)
+        store.pause(target, str(error), "bridge", now)
+        return store.target_status(target)
     if store.note_refusal(target, now) < error.tries or held.mode != "open":
         return store.target_status(target)
     log.event("target.held", level="error", target=target, error=error.code, status=error.status)

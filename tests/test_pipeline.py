@@ -1,0 +1,499 @@
+"""The whole way, from a signed HubSpot webhook to a platform, with everything that can go wrong on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge import pipeline
+from bridge.config import load
+from bridge.demo.fakes.hubspot import HubSpot, WebhookEvent
+from bridge.demo.fakes.sakari import Sakari
+from bridge.model import Delivery, InboundRequest, Outcome, RecordKey, State, utc_now
+from bridge.store.protocol import Filter
+from tests.platforms import Bench, open_bench
+from tests.web_site import open_site
+
+SECRET = "3f6f1f2e-8c1b-4a6e-9d0e-2b7c5a9e4d11"
+URL = "https://bridge.example.com/hooks/hubspot"
+
+TOML = """
+[bridge]
+public_url = "https://bridge.example.com"
+settle_s = 60
+
+[sources.hubspot]
+type = "hubspot"
+secrets = ["$HUBSPOT_SECRET"]
+{token}
+api_base = "{hubspot}"
+
+[targets.sms]
+type = "sakari"
+account_id = "{account}"
+client_id = "$SAKARI_ID"
+client_secret = "$SAKARI_SECRET"
+api_base = "{sms}"
+rate_per_s = 1000
+burst = 1000
+
+[[routes]]
+source = "hubspot"
+target = "sms"
+when = "lifecyclestage != 'subscriber'"
+on_delete = "{on_delete}"
+opt_out = "hs_email_optout == 'true'"
+[routes.fields]
+mobile = "mobilephone or phone | e164"
+firstName = "firstname"
+email = "email"
+"""
+
+ANA = {
+    "email": "ana@example.com",
+    "phone": "+525512345678",
+    "firstname": "Ana",
+    "lifecyclestage": "customer",
+    "hs_email_optout": "",
+    "mobilephone": "",
+}
+
+
+@dataclass
+class World:
+    bench: Bench
+    crm: HubSpot
+    sms: Sakari
+    ahead: timedelta = timedelta()
+
+    def clock(self) -> datetime:
+        return utc_now() + self.ahead
+
+    def send(self, events: list[WebhookEvent] | bytes, *, settle: bool = True) -> None:
+        body = events if isinstance(events, bytes) else self.crm.webhook(events)
+        connection = self.bench.config.sources["hubspot"]
+        request = connection.source.sign(
+            InboundRequest("POST", URL, {"content-type": "application/json"}, body), utc_now()
+        )
+        self.bench.store.receive([pipeline.receive(connection, request, utc_now())])
+        if settle:
+            self.bench.settle()
+
+    def create(self, **properties: str) -> str:
+        events = self.crm.create(**{**ANA, **properties})
+        self.send(events)
+        return str(events[0]["objectId"])
+
+    def change(self, source_id: str, **properties: str) -> None:
+        self.crm_time_passes()
+        self.send(self.crm.change(source_id, **properties))
+
+    def crm_time_passes(self) -> None:
+        """Two edits within the same millisecond would be a tie."""
+        self.ahead += timedelta(milliseconds=5)
+
+    def delivery(self, source_id: str) -> Delivery:
+        [delivery] = self.bench.store.deliveries_of(RecordKey("hubspot", source_id))
+        return delivery
+
+    def at_sakari(self, phone: str = "+525512345678") -> dict[str, Any]:
+        """Return what Sakari holds of the person with this number."""
+        held = self.sms.person(phone)
+        assert held is not None
+        return held
+
+    def outcome(self) -> tuple[Outcome, str]:
+        """Return what became of the newest inbound."""
+        inbound = self.bench.store.inbound_page(Filter(), None, 1).items[0]
+        return inbound.outcome, inbound.reason
+
+
+@pytest.fixture
+def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return what a test asks for by ``@pytest.mark.parametrize("how", …)``."""
+    found: dict[str, Any] = getattr(request, "param", {})
+    return found
+
+
+@pytest.fixture
+def world(tmp_path: Path, how: dict[str, Any]) -> Iterator[World]:
+    crm, sms = HubSpot(), Sakari()
+    with crm.serve() as crm_url, sms.serve() as sms_url:
+        path = tmp_path / "bridge.toml"
+        token = 'token = "$HUBSPOT_TOKEN"' if how.get("token", True) else ""
+        on_delete = how.get("on_delete", "remove")
+        path.write_text(
+            TOML.format(token=token, hubspot=crm_url, sms=sms_url, account=sms.account, on_delete=on_delete)
+        )
+        environ = {
+            "HUBSPOT_SECRET": SECRET,
+            "HUBSPOT_TOKEN": crm.bearer,
+            "SAKARI_ID": sms.client_id,
+            "SAKARI_SECRET": sms.client_secret,
+        }
+        with open_bench(tmp_path, load(path, environ)) as bench:
+            world = World(bench, crm, sms)
+            crm.clock = world.clock
+            yield world
+
+
+def without_token(**more: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("how", [{"token": False, **more}], indirect=True)
+
+
+def keeping() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("how", [{"on_delete": "keep"}], indirect=True)
+
+
+# --- reading from the CRM ---
+
+
+def test_a_thin_event_is_read_and_delivered_with_one_push(world: World) -> None:
+    source_id = world.create()
+    assert world.delivery(source_id).state is State.SYNCED
+    held = world.at_sakari()
+    assert (held["firstName"], held["email"]) == ("Ana", "ana@example.com")
+    [read] = world.crm.made("POST", "/batch/read")
+    rules_read = {"email", "firstname", "hs_email_optout", "lifecyclestage", "mobilephone", "phone"}
+    assert set(read.json["properties"]) == rules_read
+    assert len(world.sms.made("POST", "/contacts")) == 1
+
+
+def test_many_thin_events_share_reads(world: World) -> None:
+    events = []
+    for n in range(130):
+        events += world.crm.create(**{**ANA, "phone": f"+52551234{n:04d}", "email": f"p{n}@example.com"})[:1]
+    world.send(events[:100], settle=False)
+    world.send(events[100:])
+    assert [len(call.json["inputs"]) for call in world.crm.made("POST", "/batch/read")] == [100, 30]
+    assert len(world.sms.contacts) == 130
+
+
+def test_a_property_event_of_a_known_contact_needs_no_read(world: World) -> None:
+    source_id = world.create()
+    world.change(source_id, firstname="Anita")
+    assert world.at_sakari()["firstName"] == "Anita"
+    assert len(world.crm.made("POST", "/batch/read")) == 1
+
+
+def test_while_the_crm_cannot_be_read_it_waits_and_says_so(world: World) -> None:
+    trouble = world.crm.trouble(status=503, times=99)
+    events = world.crm.create(**ANA)
+    world.send(events, settle=False)
+    world.bench.worker.run("process:hubspot")
+    delivery = world.delivery(str(events[0]["objectId"]))
+    assert delivery.state is State.WAITING
+    assert "Waiting to be read from the CRM" in delivery.reason
+    assert world.sms.contacts == {}
+    trouble.times = 0
+    world.bench.settle()
+    assert world.delivery(str(events[0]["objectId"])).state is State.SYNCED
+
+
+def test_an_opt_out_does_not_wait_for_the_crm(world: World) -> None:
+    source_id = world.create()
+    world.crm.trouble(status=503, times=99)
+    world.change(source_id, hs_email_optout="true")
+    assert world.at_sakari()["opted_out"]
+    assert world.delivery(source_id).state is State.OPTED_OUT
+
+
+def test_the_made_up_id_of_a_test_event_is_no_alarm(world: World) -> None:
+    [event] = world.crm.create(**ANA)[:1]
+    world.send([{**event, "objectId": 123, "changeFlag": "NEW"}])
+    delivery = world.delivery("123")
+    assert delivery.state is State.WAITING
+    assert "does not know this record" in delivery.reason
+
+
+@without_token()
+def test_without_a_token_it_lives_from_property_events_and_waits_for_an_identity(world: World) -> None:
+    events = world.crm.create(**ANA)
+    source_id = str(events[0]["objectId"])
+    by_name = {event.get("propertyName"): event for event in events}
+    world.send([events[0], by_name["firstname"], by_name["lifecyclestage"]])
+    delivery = world.delivery(source_id)
+    assert delivery.state is State.WAITING
+    assert "mobile" in delivery.reason
+    world.send([by_name["phone"]])
+    assert world.delivery(source_id).state is State.SYNCED
+    assert world.at_sakari()["firstName"] == "Ana"
+    assert world.crm.calls == []
+
+
+# --- life and death ---
+
+
+def test_a_deletion_removes_and_a_restore_brings_back(world: World) -> None:
+    source_id = world.create()
+    world.crm_time_passes()
+    world.send(world.crm.delete(source_id))
+    assert world.delivery(source_id).state is State.REMOVED
+    assert world.sms.contacts == {}
+    world.crm_time_passes()
+    world.send(world.crm.restore(source_id))
+    assert world.delivery(source_id).state is State.SYNCED
+    assert len(world.sms.contacts) == 1
+
+
+@keeping()
+def test_a_deletion_leaves_the_target_alone_where_the_route_keeps(world: World) -> None:
+    source_id = world.create()
+    world.crm_time_passes()
+    world.send(world.crm.delete(source_id))
+    assert world.delivery(source_id).state is State.WAITING
+    assert "keep" in world.delivery(source_id).reason
+    assert len(world.sms.contacts) == 1
+
+
+def test_an_erased_person_leaves_no_trace(world: World, tmp_path: Path) -> None:
+    source_id = world.create(firstname="Erasmus")
+    world.crm_time_passes()
+    world.send(world.crm.erase(source_id))
+    world.crm_time_passes()
+    late = replace_event(world.crm, source_id, propertyName="firstname", propertyValue="Erasmus")
+    world.send([late])
+    assert world.sms.contacts == {}
+    assert world.delivery(source_id).accepted is None
+    key = RecordKey("hubspot", source_id)
+    assert world.bench.store.contacts([key])[key].fields == {}
+    stored = [
+        world.bench.store.inbound(one.id) for one in world.bench.store.inbound_page(Filter(), None, 50).items
+    ]
+    assert [one.body for one in stored if one] == [None] * 3
+    assert all(entry.detail is None for entry in world.bench.store.audit_page(Filter(), None, 200).items)
+    world.bench.store.close()
+    on_disk = b"".join(file.read_bytes() for file in tmp_path.glob("bridge.db*") if file.is_file())
+    for trace in (b"Erasmus", b"ana@example.com", b"525512345678"):
+        assert trace not in on_disk
+
+
+def replace_event(crm: HubSpot, source_id: str, **more: Any) -> WebhookEvent:
+    """Return a property event that HubSpot sent before it knew better."""
+    [event] = crm.create(email="other@example.com")[:1]
+    return {**event, "subscriptionType": "contact.propertyChange", "objectId": int(source_id), **more}
+
+
+def test_a_merge_carries_on_with_the_same_target_contact(world: World) -> None:
+    first = world.create()
+    second = world.create(phone="+525587654321", email="ana.other@example.com")
+    before = world.delivery(first).target_id
+    world.crm_time_passes()
+    events = world.crm.merge(first, second)
+    world.send(events)
+    survivor = str(events[-1]["newObjectId"])
+    assert world.delivery(survivor).target_id == before
+    assert world.delivery(survivor).state is State.SYNCED
+    assert world.delivery(first).state is State.REMOVED
+    # The route removes what is gone from the CRM; the merged-away contact's own target contact goes.
+    assert [contact["mobile"]["number"] for contact in world.sms.contacts.values()] == [ANA["phone"]]
+
+
+def test_a_merge_that_only_the_reading_reveals(world: World) -> None:
+    first, second = world.create(), world.create(phone="+525587654321", email="ana.other@example.com")
+    world.crm_time_passes()
+    world.crm.merge(first, second)
+    world.send(
+        [replace_event(world.crm, first, propertyName="firstname", propertyValue="REDACTED", isSensitive=True)]
+    )
+    key = RecordKey("hubspot", first)
+    survivor = world.bench.store.contacts([key])[key].merged_into
+    assert survivor is not None
+    assert world.delivery(survivor).state is State.SYNCED
+    assert world.delivery(survivor).target_id is not None
+
+
+@without_token()
+def test_an_opt_out_of_a_merged_record_counts_for_its_survivor(world: World) -> None:
+    first, second = world.create(), world.create(phone="+525587654321", hs_email_optout="true")
+    world.crm_time_passes()
+    events = world.crm.merge(first, second)
+    world.send(events)
+    survivor = str(events[-1]["newObjectId"])
+    desired = world.delivery(survivor).desired
+    assert desired is not None
+    assert desired.opt_out
+
+
+# --- what must not happen ---
+
+
+def test_another_account_behind_the_same_url_is_ignored(world: World) -> None:
+    source_id = world.create()
+    foreign = [{**event, "portalId": 99} for event in world.crm.change(source_id, firstname="Eve")]
+    world.send(foreign)
+    assert world.outcome() == (
+        Outcome.IGNORED,
+        "It is from another CRM account than the one this source was first heard from.",
+    )
+    assert world.at_sakari()["firstName"] == "Ana"
+
+
+def test_a_condition_that_turns_false_stops_updates_but_not_an_opt_out(world: World) -> None:
+    source_id = world.create()
+    world.change(source_id, lifecyclestage="subscriber")
+    assert world.delivery(source_id).state is State.WAITING
+    world.change(source_id, firstname="Anita")
+    assert world.at_sakari()["firstName"] == "Ana"
+    world.change(source_id, hs_email_optout="true")
+    assert world.at_sakari()["opted_out"]
+
+
+def test_a_yes_of_the_crm_does_not_lift_the_targets_no(world: World) -> None:
+    source_id = world.create()
+    world.change(source_id, hs_email_optout="true")
+    world.change(source_id, hs_email_optout="false")
+    assert world.delivery(source_id).state is State.OPTED_OUT
+    assert world.at_sakari()["opted_out"]
+    assert world.sms.loosened() == []
+
+
+def test_clearing_the_opt_out_is_no_consent(world: World) -> None:
+    source_id = world.create(hs_email_optout="true")
+    assert world.delivery(source_id).state is State.OPTED_OUT
+    world.change(source_id, hs_email_optout="")
+    assert world.delivery(source_id).state is State.OPTED_OUT
+    assert world.sms.contacts == {}
+
+
+def test_two_crm_contacts_with_one_number_are_a_persons_decision(world: World) -> None:
+    first = world.create()
+    second = world.create(email="bea@example.com", firstname="Bea")
+    assert world.delivery(first).state is State.SYNCED
+    assert world.delivery(second).state is State.AMBIGUOUS
+    assert world.at_sakari()["firstName"] == "Ana"
+
+
+def test_a_bad_phone_is_left_out_with_the_reason(world: World) -> None:
+    source_id = world.create(phone="call me")
+    delivery = world.delivery(source_id)
+    assert delivery.state is State.WAITING
+    assert "mobile" in delivery.left_out
+    assert "call me" not in delivery.reason
+
+
+# --- trouble ---
+
+
+def test_a_create_without_an_answer_is_settled_by_a_search(world: World) -> None:
+    world.sms.trouble(how="drop_after", method="POST", path="/contacts")
+    source_id = world.create()
+    assert world.delivery(source_id).state is State.SYNCED
+    assert len(world.sms.contacts) == 1
+    assert len(world.sms.made("POST", "/contacts")) == 1
+
+
+def test_refused_credentials_hold_the_target_until_they_work(world: World) -> None:
+    trouble = world.sms.trouble(status=403, body={"success": False}, times=99)
+    events = world.crm.create(**ANA)
+    world.send(events, settle=False)
+    world.bench.worker.run("process:hubspot")
+    for lane in range(world.bench.config.targets["sms"].lanes):
+        world.bench.worker.run(f"deliver:sms:{lane}")
+    source_id = str(events[0]["objectId"])
+    assert world.delivery(source_id).state is State.HELD
+    assert world.bench.store.target_status("sms").mode == "held"
+    assert "Bridge tries again by itself" in world.delivery(source_id).reason
+    world.change(source_id, firstname="Anita")
+    assert world.delivery(source_id).state is State.HELD
+    trouble.times = 0
+    world.bench.ahead[0] += timedelta(minutes=5)
+    world.bench.worker.run("deliver:sms:0")
+    world.bench.settle()
+    assert world.delivery(source_id).state is State.SYNCED
+    assert world.at_sakari()["firstName"] == "Anita"
+
+
+def test_a_platform_that_is_down_is_retried_and_another_state_replaces_the_old(world: World) -> None:
+    trouble = world.sms.trouble(status=500, times=3)
+    source_id = world.create()
+    assert trouble.times == 0
+    assert world.delivery(source_id).state is State.SYNCED
+
+
+def test_a_platform_that_talks_nonsense_is_given_up_with_the_reason(world: World) -> None:
+    trouble = world.sms.trouble(status=200, body="<html>", times=10_000)
+    source_id = world.create()
+    delivery = world.delivery(source_id)
+    assert (delivery.state, delivery.error) == (State.FAILED, "nonsense")
+    assert "8 tries" in delivery.reason
+    trouble.times = 0
+    world.bench.store.replay(utc_now(), "a person", keys=[RecordKey("hubspot", source_id)])
+    world.bench.settle()
+    assert world.delivery(source_id).state is State.SYNCED
+
+
+def test_a_paused_target_takes_nothing_until_it_is_resumed(world: World) -> None:
+    world.bench.store.pause("sms", "maintenance", "ops", utc_now())
+    source_id = world.create()
+    assert world.delivery(source_id).state is State.HELD
+    assert world.sms.calls == []
+    world.bench.store.resume("sms", "ops", utc_now())
+    world.bench.settle()
+    assert world.delivery(source_id).state is State.SYNCED
+
+
+def test_what_is_genuine_but_makes_no_sense_is_kept_and_can_be_processed_again(world: World) -> None:
+    world.send(b'{"not": "an array of events"}')
+    outcome, reason = world.outcome()
+    assert outcome is Outcome.UNREADABLE
+    assert reason
+    [inbound] = world.bench.store.inbound_page(Filter(outcome="unreadable"), None, 10).items
+    assert world.bench.store.replay_inbound(utc_now(), "a person", [inbound.id]) == 1
+    world.bench.settle()
+    assert world.outcome()[0] is Outcome.UNREADABLE
+
+
+def test_a_repeated_webhook_is_a_duplicate_and_costs_nothing(world: World) -> None:
+    events = world.crm.create(**ANA)
+    world.send(events)
+    calls = len(world.sms.calls)
+    world.send([{**event, "attemptNumber": 1} for event in events])
+    assert len(world.sms.calls) == calls
+    [inbound] = world.bench.store.inbound_page(Filter(), None, 10).items
+    assert inbound.repeats == 1
+
+
+def test_an_unchanged_state_costs_no_call(world: World) -> None:
+    source_id = world.create()
+    calls = len(world.sms.calls)
+    world.change(source_id, company="not in any rule")
+    assert len(world.sms.calls) == calls
+    assert world.delivery(source_id).state is State.SYNCED
+
+
+def test_the_future_does_not_own_a_field(world: World) -> None:
+    source_id = world.create()
+    ahead = world.crm.change(source_id, firstname="Future")
+    in_a_year = int((datetime.now(UTC) + timedelta(days=365)).timestamp() * 1000)
+    world.send([{**event, "occurredAt": in_a_year} for event in ahead])
+    world.bench.ahead[0] += timedelta(seconds=2)
+    world.ahead += timedelta(seconds=2)
+    world.change(source_id, firstname="Present")
+    assert world.at_sakari()["firstName"] == "Present"
+
+
+def test_an_id_that_is_no_text_is_unreadable_and_stops_nothing(tmp_path: Path) -> None:
+    with open_site(tmp_path) as site:
+        assert site.post(site.signed("shop", b'{"type": "x", "data": {"id": "a\\u0000b"}}')).status_code == 200
+        [inbound] = site.store.inbound_page(Filter(), None, 10).items
+        parsed = pipeline.parse(site.config.sources["shop"], inbound)
+    assert [event.changes for event in parsed.events] == [()]
+    assert "no text" in parsed.events[0].unreadable
+
+
+def test_an_opt_out_that_a_call_took_away_pauses_the_target_until_a_person_looks(world: World) -> None:
+    source_id = world.create()
+    world.sms.stop(ANA["phone"])
+    # The platform drops the block in the very call that writes something else.
+    world.sms.switches["blocked_writable"] = "no"
+    world.sms.hook("PUT", "/contacts", lambda: world.sms.edit(ANA["phone"], blocked=None), after=True)
+    world.change(source_id, firstname="Anita")
+    status = world.bench.store.target_status("sms")
+    assert (status.mode, status.by) == ("paused", "bridge")
+    assert world.delivery(source_id).state is State.HELD
