@@ -106,15 +106,18 @@ def _without_token(public_url: str, name: str) -> str:
 
 
 def _body() -> bytes:
-    """Return the raw bytes, before anything else looks at them; 413 and 415 are raised here."""
+    """Return the raw bytes, before anything else looks at them; 400, 413 and 415 are raised here."""
     if request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower() not in {"", "identity"}:
         abort(415)
     try:
-        return request.get_data(cache=False)
+        body = request.get_data(cache=False)
     except HTTPException:
         raise
     except Exception:  # each server has its own errors for broken chunks
         abort(400)
+    if len(body) < (request.content_length or 0):  # it broke off, and nobody else would notice
+        abort(400)
+    return body
 
 
 def _handshake(connection: SourceConnection, received: InboundRequest) -> Answer | None:
