@@ -221,6 +221,13 @@ def test_init_overwrites_nothing(here: Path) -> None:
     assert "Nothing was written" in result.output
     assert (here / "bridge.toml").read_text() == before
     assert not (here / ".env").exists()
+    (here / "other").mkdir()
+    (here / "other" / ".env").write_text("MINE=1\n")
+    result = bridge("init", "other")
+    assert result.exit_code == 0
+    assert (here / "other" / "bridge.toml").exists()
+    assert (here / "other" / ".env").read_text() == "MINE=1\n"
+    assert "\nSECRET_KEY=" in result.stdout  # to be added by hand
 
 
 # --- URLs ---------------------------------------------------------------------------------------------------

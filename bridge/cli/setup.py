@@ -35,23 +35,29 @@ def init(folder: Path) -> None:
     """
     example = (resources.files("bridge") / EXAMPLE).read_text(encoding="utf-8")
     toml, env = folder / "bridge.toml", folder / ".env"
-    there = [path for path in (toml, env) if path.exists()]
-    if there:
-        names = " and ".join(str(path) for path in there)
-        raise click.ClickException(f"There is already: {names}. Nothing was written.")
+    if toml.exists():
+        raise click.ClickException(f"There is already {toml}. Nothing was written.")
+    kept = env.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         toml.write_text(example, encoding="utf-8")
-        env.touch(mode=0o600)
-        env.write_text(_environment(example), encoding="utf-8")
+        if not kept:
+            env.touch(mode=0o600)
+            env.write_text(_environment(example), encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"{error.filename} cannot be written: {error.strerror}.") from error
-    click.echo(f"Written: {toml} and {env}. Next:")
+    click.echo(f"Written: {toml}" + ("" if kept else f" and {env}") + ". Next:")
     click.echo(f"  1. Edit {toml}: take out what you do not use.")
-    click.echo(f"  2. Fill in {env}; keep it out of version control. Load it with: set -a; . {env}; set +a")
+    if kept:
+        click.echo(f"  2. {env} was there and is as it was. Add the lines below to it.")
+    else:
+        click.echo(f"  2. Fill in {env}, and keep it out of version control.")
+    click.echo(f"     Load it with: set -a; . {env.absolute()}; set +a")
     click.echo("  3. bridge check --live   looks at everything and calls each platform once, harmlessly")
     click.echo("  4. bridge url SOURCE     shows the URL to enter in the CRM")
     click.echo("  5. bridge serve")
+    if kept:
+        click.echo(f"\n{_environment(example)}")
 
 
 def _environment(example: str) -> str:
