@@ -113,9 +113,9 @@ def parse(connection: SourceConnection, inbound: Inbound) -> Parsed:
 
 
 def _storable(event: Event) -> bool:
-    """Say whether all ids are text that any database takes: JSON can spell half a character, or a NUL."""
+    """Say whether all ids are text. Where a part of one was none (U+FFFD), two persons might share the rest."""
     ids = [part for change in event.changes for part in (change.key.source_id, change.survivor or "")]
-    return not any("\0" in part or any("\ud800" <= letter <= "\udfff" for letter in part) for part in ids)
+    return not any(letter in part for part in ids for letter in "\0\ufffd")
 
 
 def _unfit(event: Event) -> Event:

@@ -61,10 +61,13 @@ def _finite(text: str) -> float:
     return number
 
 
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
 def _storable(value: Any, depth: int) -> Any:
-    """Return *value* without lone surrogates and NULs, which JSON can spell but no database takes."""
+    """Return *value* with U+FFFD for lone surrogates and NULs, which JSON can spell but no database takes."""
     if isinstance(value, str):
-        return value.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+        return _UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, (dict, list)) and depth == 0:
         raise ValueError("nested too deeply")
     if isinstance(value, dict):
