@@ -107,6 +107,7 @@ def test_on_a_terminal_it_stays_for_the_person_who_looks_on(folder: Path) -> Non
         assert '"accepted"' in sent.stdout
         read_until(terminal, b"Your Name (shop)")
         running.send_signal(signal.SIGINT)
+        running.send_signal(signal.SIGINT)  # impatience changes nothing
         read_until(terminal, b"everything was taken away")
         assert running.wait(60) == 130
     assert list(folder.iterdir()) == []
