@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from flask import Flask, Response
 from flask.typing import ResponseReturnValue
@@ -15,7 +16,20 @@ from bridge.web import api, health, inbound, openapi, problem
 from bridge.web.guard import Guard
 from bridge.web.tokens import Tokens
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
 HERE = b'{"name":"bridge","api":"/api/v1","description":"/api/openapi.json","health":"/readyz"}'
+
+
+class WebApp(Flask):
+    """Flask, with a shorter way for what comes most."""
+
+    shortcut: inbound.Shortcut | None = None
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        answer = self.shortcut(environ, start_response) if self.shortcut else None
+        return super().wsgi_app(environ, start_response) if answer is None else answer
 
 
 def create_app(
@@ -33,13 +47,20 @@ def create_app(
     *commit* takes webhooks to disk; *ring* tells the worker that there is something to do; *bound_to* is the
     address that the server listens at.
     """
-    app = Flask("bridge", static_folder=None, template_folder=None)
+    app = WebApp("bridge", static_folder=None, template_folder=None)
     app.url_map.merge_slashes = False  # an id may hold two slashes, and senders follow no redirects
     app.config["MAX_CONTENT_LENGTH"] = config.bridge.max_body_bytes
     problem.register(app)
     guard = Guard(environment.api_token)
-    tokens = Tokens(environment.secret_key, store)
-    app.register_blueprint(inbound.blueprint(config.sources, config.bridge.public_url, commit, tokens))
+    settings = config.bridge
+    receiver = inbound.Receiver(
+        config.sources,
+        settings.public_url,
+        commit,
+        Tokens(environment.secret_key, store),
+        settings.max_body_bytes,
+    )
+    app.register_blueprint(inbound.blueprint(receiver))
     app.register_blueprint(health.blueprint(store, guard, bound_to, clock))
     app.register_blueprint(api.blueprint(api.Api(config, store, ring, clock), guard))
     app.register_blueprint(openapi.blueprint(config.bridge.public_url))
@@ -48,4 +69,5 @@ def create_app(
     def index() -> ResponseReturnValue:
         return Response(HERE, 200, content_type="application/json")
 
+    app.shortcut = inbound.Shortcut(receiver)
     return app

@@ -69,10 +69,20 @@ class HttpProblem(Exception):
 
 def register(app: Flask) -> None:
     """Give every error of *app* this shape; none of them shows a traceback."""
-    app.register_error_handler(HttpProblem, HttpProblem.answer)
-    app.register_error_handler(HTTPException, _from_http)
-    app.register_error_handler(StoreUnavailable, _from_store)
-    app.register_error_handler(Exception, _from_bug)
+    app.register_error_handler(Exception, answer_to)
+
+
+def answer_to(error: Exception) -> Response:
+    """Return what whoever asked hears of *error*."""
+    match error:
+        case HttpProblem():
+            return error.answer()
+        case HTTPException():
+            return _from_http(error)
+        case StoreUnavailable():
+            return _from_store()
+        case _:
+            return _from_bug(error)
 
 
 def _from_http(error: HTTPException) -> Response:
@@ -81,7 +91,7 @@ def _from_http(error: HTTPException) -> Response:
     return HttpProblem(status, SAID.get(status, error.description or "That did not work."), headers=kept).answer()
 
 
-def _from_store(error: StoreUnavailable) -> Response:
+def _from_store() -> Response:
     log.event("web.store_unavailable", level="error")
     detail = "The database cannot be used now. Nothing was changed; please try again in a moment."
     return HttpProblem(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)}).answer()
