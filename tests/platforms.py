@@ -99,7 +99,7 @@ opt_out = "stop == 'yes'"
 
 [routes.fields]
 client_external_id = "id"
-client_name = {{ value = "name or 'A customer'", mode = "create_only" }}
+client_name = {{ value = "'A customer'", mode = "create_only" }}
 email = "email"
 mobile = "phone"
 """
