@@ -513,6 +513,22 @@ def test_every_query_parameter_is_described(quiet_site: Site) -> None:
     assert parameters == {"target", "source", "source_id", "state", "error", "from", "to", "q", "cursor", "limit"}
 
 
+def test_the_page_names_every_route_and_parameter(quiet_site: Site) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+    for operation in OPERATIONS:
+        row = next(
+            (
+                line
+                for line in page.splitlines()
+                if f"`{operation.method} {PREFIX}{openapi.as_template(operation.path)}`" in line
+            ),
+            "",
+        )
+        assert row, operation.path
+        for name in query_names(operation.query) if operation.query else ():
+            assert name in {"cursor", "limit"} or f"`{name}`" in row, (operation.path, name)
+
+
 def test_the_root_says_what_is_where(quiet_site: Site) -> None:
     answer = quiet_site.session.get(f"{quiet_site.url}/", timeout=5)
     assert answer.status_code == 200

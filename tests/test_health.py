@@ -142,8 +142,10 @@ def _scrape(site: Site) -> str:
 def _metrics(site: Site) -> dict[str, dict[tuple[str, ...], float]]:
     """Return the values of each metric by the values of its labels: of the target before that of the state."""
     return {
-        family.name: {
-            tuple(one.labels[name] for name in sorted(one.labels, reverse=True)): one.value for one in family.samples
-        }
+        family.name: {_values(one.labels): one.value for one in family.samples}
         for family in text_string_to_metric_families(_scrape(site))
     }
+
+
+def _values(labels: dict[str, str]) -> tuple[str, ...]:
+    return tuple(labels[name] for name in sorted(labels, reverse=True))

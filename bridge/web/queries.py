@@ -249,7 +249,8 @@ def _problem(status: int, what: str, model: type[Input], error: ValidationError)
     faults = [_fault(model, one["loc"], one["type"], one["msg"]) for one in error.errors(include_url=False)]
     first = faults[0]
     where = f"{first.where}: " if first.where else ""
-    return HttpProblem(status, f"{what}: {where}{first.what}.", faults=faults)
+    end = "" if first.what.endswith(("?", ".")) else "."
+    return HttpProblem(status, f"{what}: {where}{first.what}{end}", faults=faults)
 
 
 # The models inside others, by the name they have there.
