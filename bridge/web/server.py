@@ -19,9 +19,9 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from bridge import log
 
 # Why threads, and how many. One writer thread commits what the request threads hand over; with SQLite a second
-# process only shares the turns at writing. Measured on a 2-core machine that was busy with other work, HubSpot
-# webhooks of 1 KB over 16 and 64 connections, each run right after a Flask route that does nothing (null) under the
-# same settings; three runs each, lowest to highest:
+# process only shares the turns at writing. Measured on a 2-core machine that was busy with other work: signed
+# HubSpot webhooks of 1 KB over 16 and 64 connections, each run right after a Flask route that does nothing (null)
+# under the same settings; two or three runs each, lowest to highest:
 #
 #   processes x threads   null/s        stored durably/s   ratio      p99 at 64 connections
 #   1 x 8                 1,300-1,580   530-710            0.39-0.48  120-180 ms
@@ -29,8 +29,8 @@ from bridge import log
 #   1 x 32                  950-1,410   570-810            0.48-0.75  130-200 ms
 #   2 x 16                1,780-2,660   670-1,130          0.27-0.48   90-180 ms
 #
-# The number of threads hardly matters for speed, so there are enough of them to bear a few slow senders. What limits
-# it is the writer: every statement gives the interpreter's lock away and waits for it again.
+# The number of threads hardly matters for speed, so there are enough of them to bear a few slow senders. What
+# limits it is the writer: every statement gives the interpreter's lock away and waits for it again.
 THREADS = 32
 READ_DEADLINE_S = 20.0  # for a whole request to arrive; a sender that drips bytes holds a thread no longer
 GRACE_S = 25  # platforms kill a process some 30 seconds after they asked it to stop
