@@ -161,7 +161,7 @@ def _walk(variables: Any, path: tuple[str, ...]) -> Any:
     """Return the part of *variables* at *path*, `missing` where a template must say what its absence means."""
     found = variables
     for name in path:
-        if not isinstance(found, Mapping) or name not in found:
+        if not isinstance(found, dict | Mapping) or name not in found:
             return missing
         found = found[name]
     return found

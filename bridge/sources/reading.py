@@ -41,7 +41,7 @@ def read_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise BadPayload("The body is not UTF-8 text.") from error
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        value = _DECODER.decode(text)
         # Both are rare, and looking costs less than walking through every body.
         if text.count("[") + text.count("{") > MAX_DEPTH or _ESCAPED_ODDITY.search(text):
             return _storable(value, MAX_DEPTH)
@@ -61,6 +61,7 @@ def _finite(text: str) -> float:
     return number
 
 
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
