@@ -13,7 +13,7 @@ demo: .venv/run  ## signed webhooks into four platforms, all on this machine
 	@$(BIN)/python -m bridge demo $(ARGS)
 
 test: .venv/dev  ## run every test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: format-check lint types test  ## all that CI runs
 

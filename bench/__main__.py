@@ -31,11 +31,12 @@ REQUESTS = 6000  # a round, at each number of connections
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
-def main() -> None:
+def main(named: Sequence[str]) -> None:
+    """Run the *named* parts (ingest, idle, burst), or all."""
+    parts = {"ingest": ingest, "idle": idle_latency, "burst": burst}
     with serve_platforms() as platforms, tempfile.TemporaryDirectory() as folder:
-        ingest(platforms, Path(folder))
-        idle_latency(platforms, Path(folder))
-        burst(platforms, Path(folder))
+        for name in named or parts:
+            parts[name](platforms, Path(folder))
 
 
 # --- ingest -------------------------------------------------------------------------------------------------
@@ -222,4 +223,4 @@ def _proportional_kb(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

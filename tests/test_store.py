@@ -434,7 +434,8 @@ def test_no_window_of_time_has_more_turns_than_the_rate_allows(
 ) -> None:
     with store._file.writing() as db:
         db.execute("DELETE FROM quota")
-    now, latest = NOW, NOW
+    now = NOW
+    latest = NOW + timedelta(milliseconds=steps[0][0] if steps else 0)
     taken: list[tuple[datetime, int]] = []
     for pause_ms, count in steps:
         now += timedelta(milliseconds=pause_ms)

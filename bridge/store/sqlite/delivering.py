@@ -165,6 +165,8 @@ def take_turn(db: Database, target: str, rate_per_s: float, burst: int, now: dat
     needed = min(count, burst)  # more than the bucket holds goes on credit, or it would never go at all
     if tokens < needed:
         return max((needed - tokens) / rate_per_s, 0.001)
+    if count == 0:
+        return 0.0  # only asked
     db.execute(
         "INSERT INTO quota (target, tokens, filled_at) VALUES (?, ?, ?) ON CONFLICT (target) DO UPDATE"
         " SET tokens = excluded.tokens, filled_at = excluded.filled_at",
