@@ -196,7 +196,8 @@ def attempts(processes: Processes) -> dict[str, int]:
         items = page["items"]
         assert isinstance(items, list)
         for item in items:
-            counts[item["target"]] = counts.get(item["target"], 0) + 1
+            if item["attempt"] is not None:
+                counts[item["target"]] = counts.get(item["target"], 0) + 1
         if not page["next"]:
             return counts
         cursor = f"&cursor={page['next']}"

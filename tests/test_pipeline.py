@@ -465,6 +465,8 @@ def test_an_unchanged_state_costs_no_call(world: World) -> None:
     world.change(source_id, company="not in any rule")
     assert len(world.sms.calls) == calls
     assert world.delivery(source_id).state is State.SYNCED
+    [fact] = world.bench.store.audit_page(Filter(target="sms", outcome="unchanged"), None, 10).items
+    assert fact.source_id == source_id
 
 
 def test_the_future_does_not_own_a_field(world: World) -> None:

@@ -11,7 +11,7 @@ from sqlite_utils import Database
 from bridge import schedule
 from bridge.errors import LostLane
 from bridge.lanes import deliver_lane, process_lane
-from bridge.model import Contact, Delivery, RecordKey, State, Want, from_iso, iso
+from bridge.model import AuditEntry, Contact, Delivery, RecordKey, State, Want, from_iso, iso
 from bridge.store.protocol import Decision, Inbound, TargetStatus, Ticket, Work
 from bridge.store.sqlite.rows import (
     INBOUND,
@@ -202,11 +202,14 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
         save_contact(db, contact, moment)
         if contact.read_due is not None:
             _sooner(due, process_lane(contact.key.source), contact.read_due)
+    unchanged: list[AuditEntry] = []
     for want in decision.wants:
-        planned = _plan(db, want, lanes, now)
-        if planned is not None and planned.state in {State.PENDING, State.RETRYING}:
+        stored, planned = _plan(db, want, lanes, now)
+        if planned != stored and planned.state in {State.PENDING, State.RETRYING}:
             lane = deliver_lane(planned.target, lane_number(lanes, planned.target, planned.key))
             _sooner(due, lane, planned.due_at or now)
+        elif want.desired is not None and planned.state in {State.SYNCED, State.OPTED_OUT}:
+            unchanged.append(_unchanged(want, now))
     for result in decision.results:
         db.execute(
             "UPDATE inbound SET outcome = ?, reason = ?, processed_at = ? WHERE id = ?",
@@ -214,7 +217,7 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
         )
         if result.forget:
             forget_inbound(db, result.id)
-    add_facts(db, salt, decision.audit)
+    add_facts(db, salt, [*decision.audit, *unchanged])
     _erase(db, decision, lanes, now)
     for key in decision.decided:
         # What was due to be read and was not (it is deleted, or nothing can be read) must not stay due for ever.
@@ -231,18 +234,30 @@ def _sooner(due: Due, lane: str, moment: datetime) -> None:
     due[lane] = min(moment, due.get(lane, moment))
 
 
-def _plan(db: Database, want: Want, lanes: LaneCounts, now: datetime) -> Delivery | None:
-    """Save the delivery's next row; return it, or None where nothing is to be done."""
+def _unchanged(want: Want, now: datetime) -> AuditEntry:
+    """A call that was saved: what came in changed nothing of what this target should hold."""
+    return AuditEntry(
+        at=now,
+        kind="delivery",
+        outcome="unchanged",
+        reason="The target holds all of it already, so no call was made.",
+        source=want.key.source,
+        source_id=want.key.source_id,
+        target=want.target,
+    )
+
+
+def _plan(db: Database, want: Want, lanes: LaneCounts, now: datetime) -> tuple[Delivery | None, Delivery]:
+    """Save the delivery's next row; return the one before and this one."""
     stored = load_delivery(db, want.target, want.key)
     current = _with_inheritance(db, want, stored, lanes, now)
     if current is not None and linked_to(db, want.target, want.key, current.target_id) is not None:
         # A removed contact comes back, and what it was linked to belongs to another by now: find it anew.
         current = replace(current, target_id=None, accepted=None)
     planned = schedule.plan(current, want, held=target_status(db, want.target), now=now)
-    if planned == stored:
-        return None
-    save_delivery(db, planned, lanes)
-    return planned
+    if planned != stored:
+        save_delivery(db, planned, lanes)
+    return stored, planned
 
 
 def _with_inheritance(
