@@ -194,7 +194,7 @@ def _taken(database: Path, holder: str) -> Problem:
     return Problem(
         where=str(database),
         what=f"a worker runs on this SQLite database already ({process}), and there can be one only",
-        fix="stop it first; to run several workers, give DATABASE_URL the address of a PostgreSQL database",
+        fix="stop that one first; several workers need PostgreSQL, which this version of bridge does not speak yet",
     )
 
 
