@@ -62,7 +62,7 @@ class Worker:
         """Take every lane over and begin. Returns at once; `keep_house` is for the main thread."""
         self.store.beat("worker", self.owner, self.clock())
         for lane in self.lanes:
-            self._tickets[lane] = self.store.acquire(lane, self.owner, self.clock())
+            self._ticket(lane)
         self.engine.start(self.lanes, self.run)
         log.event("worker.started", lanes=len(self.lanes), owner=self.owner)
 
@@ -119,13 +119,22 @@ class Worker:
             log.event("lane.lost", level="error", lane=lane, owner=self.owner)
             self._stopping.set()  # another worker took over: this one must not go on
             return None
+        except BaseException:
+            # What was being sent has no recorded outcome (a full disk, say): the lane is taken anew, and it is due.
+            self._tickets.pop(lane, None)
+            raise
+
+    def _ticket(self, lane: str) -> Ticket:
+        if lane not in self._tickets:
+            self._tickets[lane] = self.store.acquire(lane, self.owner, self.clock())
+        return self._tickets[lane]
 
     def _process(self, lane: str, connection: SourceConnection) -> datetime | None:
         deadline = time.monotonic() + TURN_S
         api = self._reader(connection)
         routes = self.config.routes_of(connection.name)
         while time.monotonic() < deadline and not self._stopping.is_set():
-            done = pipeline.process(connection, routes, self.store, self._tickets[lane], api, self.clock())
+            done = pipeline.process(connection, routes, self.store, self._ticket(lane), api, self.clock())
             for woken, due in done.woken.items():
                 self.engine.wake([woken], due)
             if not done.more:
@@ -140,7 +149,7 @@ class Worker:
 
     def _deliver(self, lane: str, connection: TargetConnection) -> datetime | None:
         deadline = time.monotonic() + TURN_S
-        ticket = self._tickets[lane]
+        ticket = self._ticket(lane)
         while not self._stopping.is_set():
             status = self.store.target_status(connection.name)
             if status.mode != "open":

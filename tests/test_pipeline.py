@@ -14,6 +14,7 @@ from bridge import pipeline
 from bridge.config import load
 from bridge.demo.fakes.hubspot import HubSpot, WebhookEvent
 from bridge.demo.fakes.sakari import Sakari
+from bridge.errors import StoreUnavailable
 from bridge.model import Delivery, InboundRequest, Outcome, RecordKey, State, utc_now
 from bridge.store.protocol import Filter
 from tests.platforms import Bench, open_bench
@@ -386,6 +387,29 @@ def test_a_create_without_an_answer_is_settled_by_a_search(world: World) -> None
     assert world.delivery(source_id).state is State.SYNCED
     assert len(world.sms.contacts) == 1
     assert len(world.sms.made("POST", "/contacts")) == 1
+
+
+def test_an_outcome_that_could_not_be_stored_is_found_out_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = world.bench.store
+    finish, full = store.finish, [True]
+
+    def finish_or_fail(*arguments: Any) -> Delivery:
+        if full.pop() if full else False:
+            raise StoreUnavailable("The disk is full.")
+        return finish(*arguments)
+
+    monkeypatch.setattr(store, "finish", finish_or_fail)
+    events = world.crm.create(**ANA)
+    with pytest.raises(StoreUnavailable):
+        world.send(events)
+    assert world.delivery(str(events[0]["objectId"])).state is State.SENDING
+    world.bench.worker.wake_due()
+    for lane in world.bench.worker.lanes:
+        world.bench.worker.run(lane)
+    assert world.delivery(str(events[0]["objectId"])).state is State.SYNCED
+    assert len(world.sms.contacts) == 1
 
 
 def test_refused_credentials_hold_the_target_until_they_work(world: World) -> None:

@@ -36,7 +36,7 @@ def demo(ctx: click.Context, once: bool) -> None:
 
     try:
         with open_screen() as screen:
-            screen.title("bridge starts, with five made-up platforms around it ...")
+            screen.title("bridge starts, with a made-up HubSpot and four made-up platforms around it ...")
             with open_stage() as stage:
                 story = Story(stage, screen)
                 story.play()
@@ -74,9 +74,11 @@ def _hints(stage: Stage) -> list[str]:
     header = '-H "Authorization: Bearer $BRIDGE_API_TOKEN"'
     return [
         f". {folder}/env",
-        f"{program} send shop {folder}/customer.json    # edit the file and send it again",
+        f"{program} send shop {folder}/customer.json",
         f"{program} status",
         f"{program} export deliveries --source shop",
         f"curl {header} {stage.base_url}/api/v1/contacts/shop/5003",
         f"sqlite3 {folder}/bridge.db .schema",
+        "Edit customer.json and send it again, as often as you like.",
+        "The first line sets variables for that terminal; close it in the end.",
     ]

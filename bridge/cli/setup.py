@@ -47,12 +47,12 @@ def init(folder: Path) -> None:
     except OSError as error:
         raise click.ClickException(f"{error.filename} cannot be written: {error.strerror}.") from error
     click.echo(f"Written: {toml}" + ("" if kept else f" and {env}") + ". Next:")
-    click.echo(f"  1. Edit {toml}: take out what you do not use.")
+    click.echo(f"  1. Edit {toml}: HubSpot and Sakari are set up in it, the others stand there as comments.")
     if kept:
         click.echo(f"  2. {env} was there and is as it was. Add the lines below to it.")
     else:
         click.echo(f"  2. Fill in {env}, and keep it out of version control.")
-    click.echo(f"     Load it with: set -a; . {env.absolute()}; set +a")
+    click.echo(f"     Load it with: cd {folder.absolute()}; set -a; . ./.env; set +a")
     click.echo("  3. bridge check --live   looks at everything and calls each platform once, harmlessly")
     click.echo("  4. bridge url SOURCE     shows the URL to enter in the CRM")
     click.echo("  5. bridge serve")
@@ -68,7 +68,7 @@ def _environment(example: str) -> str:
     return "".join(
         (
             "# What bridge.toml takes from the environment. Keep this file to yourself.\n",
-            "# The URL that senders call; some of them sign it.\nPUBLIC_URL=\n",
+            "# The URL that senders call, such as https://bridge.example.com; some of them sign it.\nPUBLIC_URL=\n",
             *(f"{name}=\n" for name in used),
             f"\n# Made for you. Changing it ends the URLs with tokens.\nSECRET_KEY={secrets.token_urlsafe(32)}\n",
             f"# Opens /api/v1 and /metrics.\nBRIDGE_API_TOKEN={secrets.token_urlsafe(32)}\n",
