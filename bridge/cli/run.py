@@ -90,7 +90,8 @@ def worker(ctx: click.Context, config_path: Path | None) -> None:
 def migrate(config_path: Path | None, json_wanted: bool) -> None:
     """Bring the database up to date.
 
-    Every command that opens the database does this by itself; this one does nothing else, for those who want it as a step of its own.
+    Every command that opens the database does this by itself; this one does nothing else, for those who want it
+    as a step of its own.
     """
     from bridge import process
 

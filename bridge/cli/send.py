@@ -74,7 +74,11 @@ def _secret_key(environment: Environment) -> str:
     if key := environment.secret_key:
         return key
     raise ConfigError(
-        Problem("SECRET_KEY", "it is not set, and tokens are signed with it", "set it to a long random text, such as the output of: openssl rand -hex 32")
+        Problem(
+            "SECRET_KEY",
+            "it is not set, and tokens are signed with it",
+            "set it to a long random text, such as the output of: openssl rand -hex 32",
+        )
     )
 
 

@@ -68,7 +68,7 @@ def _environment(example: str) -> str:
     return "".join(
         (
             "# What bridge.toml takes from the environment. Keep this file to yourself.\n",
-            "# The URL that senders call, such as https://bridge.example.com; some of them sign it.\nPUBLIC_URL=\n",
+            "# The URL that senders call, such as https://bridge.example.com; some sign it.\nPUBLIC_URL=\n",
             *(f"{name}=\n" for name in used),
             f"\n# Made for you. Changing it ends the URLs with tokens.\nSECRET_KEY={secrets.token_urlsafe(32)}\n",
             f"# Opens /api/v1 and /metrics.\nBRIDGE_API_TOKEN={secrets.token_urlsafe(32)}\n",
