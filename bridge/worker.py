@@ -120,7 +120,7 @@ class Worker:
             self._stopping.set()  # another worker took over: this one must not go on
             return None
         except BaseException:
-            # What was being sent has no recorded outcome (a full disk, say): the lane is taken anew, and it is due.
+            # What was being sent has no recorded outcome (a full disk, say): take the lane anew, and it is due.
             self._tickets.pop(lane, None)
             raise
 
