@@ -61,8 +61,12 @@ def create_app(
         settings.max_body_bytes,
     )
     app.register_blueprint(inbound.blueprint(receiver))
-    app.register_blueprint(health.blueprint(store, guard, bound_to, clock))
-    app.register_blueprint(api.blueprint(api.Api(config, store, ring, clock), guard))
+
+    def trouble() -> str:
+        return health.why_unwritable(store, commit.trouble(), clock())
+
+    app.register_blueprint(health.blueprint(store, guard, bound_to, clock, trouble))
+    app.register_blueprint(api.blueprint(api.Api(config, store, ring, clock, trouble), guard))
     app.register_blueprint(openapi.blueprint(config.bridge.public_url))
 
     @app.get("/")

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 import structlog
 
+from bridge.errors import BridgeError
+
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("bridge")
 
 
@@ -45,8 +47,11 @@ def event(name: str, *, level: str = "info", **facts: Any) -> None:
 def bug(name: str, error: BaseException, **facts: Any) -> None:
     """Log an error that nobody foresaw, with its traceback.
 
-    Only the places in the code are kept: an exception's own text may quote a person's data.
+    Only the places in the code are kept: an exception's own text may quote a person's data. Our own errors never
+    do, and theirs is the sentence that helps.
     """
+    if isinstance(error, BridgeError):
+        facts["reason"] = str(error)
     frames = []
     trace = error.__traceback__
     while trace is not None:

@@ -26,6 +26,8 @@ LONGEST_NAP_S = 2.0  # waiting for the quota within a push; longer waits end the
 SWEEP_S = 5.0
 BEAT_S = 10.0
 PRUNE_S = 3600.0
+FIRST_PAUSE_S = 1.0  # after housekeeping failed, doubled each time
+LONGEST_PAUSE_S = 30.0
 KEYS_KEPT = timedelta(days=14)  # longer than any sender retries
 
 
@@ -72,6 +74,7 @@ class Worker:
         *wait* returns when the bell rings (True) or after that many seconds (False).
         """
         next_beat = next_sweep = next_prune = 0.0
+        pause_s = FIRST_PAUSE_S
         while not self._stopping.is_set():
             now = time.monotonic()
             rang = wait(max(0.0, min(next_beat, next_sweep, next_prune) - now))
@@ -83,11 +86,16 @@ class Worker:
                 if now >= next_beat:
                     self.store.beat("worker", self.owner, self.clock())
                     next_beat = now + BEAT_S
+                    pause_s = FIRST_PAUSE_S
                 if now >= next_prune:
                     next_prune = now + (0 if self.prune() else PRUNE_S)
             except Exception as error:  # a full disk or a locked database passes; the worker stays
-                log.bug("worker.housekeeping_failed", error)
-                self._stopping.wait(1.0)
+                log.bug("worker.housekeeping_failed", error, again_in_s=pause_s)
+                # What failed, and what was due after it, waits; a sweep that only reads goes on.
+                next_beat, next_sweep, next_prune = (
+                    now + pause_s if due <= now else due for due in (next_beat, next_sweep, next_prune)
+                )
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def wake_due(self) -> None:
         """Wake every lane that has work: a wake that was lost costs only time."""

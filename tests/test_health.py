@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from bridge.errors import StoreUnavailable
 from bridge.model import utc_now
+from bridge.store.group_commit import Trouble
 from bridge.store.protocol import Health, Refusal, SourceStatus, TargetStatus
-from bridge.web.health import LATE_S, WORKER_FRESH_S, look
+from bridge.web.health import LATE_S, TROUBLE_FRESH_S, WORKER_FRESH_S, look, why_unwritable
 from tests.web_site import API_TOKEN, Site, open_site
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -56,6 +60,36 @@ def test_a_database_that_does_not_answer_is_said_so(site: Site, monkeypatch: pyt
     assert _failing(answer.json()) == ["database"]
     families = _metrics(site)
     assert families["bridge_database_up"] == {(): 0.0}
+
+
+def test_a_full_disk_is_told_as_soon_as_a_webhook_was_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.store.beat("worker", "host:1", utc_now())
+    webhook = {"type": "contact.updated", "data": {"id": "7"}}
+    with monkeypatch.context() as patched:
+        patched.setattr(site.commit, "_receive", _full)
+        with capture_logs() as logged:
+            assert site.send("shop", webhook).status_code == 503
+        assert [one["reason"] for one in logged] == ["The disk is full."]
+        answer = site.session.get(f"{site.url}/readyz", timeout=5)
+        assert (answer.status_code, _failing(answer.json())) == (503, ["database"])
+        assert "The disk is full." in answer.text
+        assert [one["detail"] for one in site.get("/status")["checks"] if not one["ok"]] == ["The disk is full."]
+        families = _metrics(site)
+        assert families["bridge_database_up"] == {(): 0.0}
+        assert "bridge_worker_seen_seconds" in families  # what can be read is told
+    assert site.send("shop", webhook).status_code == 200
+    assert site.session.get(f"{site.url}/readyz", timeout=5).status_code == 200
+
+
+def test_a_failed_write_is_tried_anew_when_no_webhook_comes_to_do_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Trouble("The disk is full.", time.monotonic() - TROUBLE_FRESH_S - 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(site.store, "beat", _full)
+        assert why_unwritable(site.store, old, NOW) == "The disk is full."
+        assert why_unwritable(site.store, None, NOW) == ""
+    assert why_unwritable(site.store, old, NOW) == ""
 
 
 @pytest.mark.parametrize(
@@ -126,6 +160,10 @@ def test_metrics_are_closed_everywhere_else(tmp_path: Path, address: str) -> Non
 
 def _unavailable(now: datetime) -> Health:
     raise StoreUnavailable("The disk is gone.")
+
+
+def _full(*_: object) -> NoReturn:
+    raise StoreUnavailable("The disk is full.")
 
 
 def _failing(body: dict[str, list[dict[str, object]]]) -> list[object]:

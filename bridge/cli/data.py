@@ -39,9 +39,16 @@ def status(ctx: click.Context, config_path: Path | None, json_wanted: bool) -> N
     nothing.
     """
     from bridge.web.api import Api
+    from bridge.web.health import try_to_write
 
     with options.opened(config_path) as here:
-        told = Api(here.config, here.store, ring=here.ring, clock=utc_now).status()
+        told = Api(
+            here.config,
+            here.store,
+            ring=here.ring,
+            clock=utc_now,
+            trouble=lambda: try_to_write(here.store, "status", utc_now()),
+        ).status()
     if json_wanted:
         output.as_json(told.model_dump(mode="json"))
     else:

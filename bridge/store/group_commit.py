@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 
 from bridge.errors import StoreUnavailable
 from bridge.store.protocol import NewInbound, Received, Refusal
@@ -27,6 +29,14 @@ REFUSALS = 1000  # waiting to be counted; beyond that they are lost, so that a f
 
 Receive = Callable[[Sequence[NewInbound]], list[Received]]
 Refuse = Callable[[Sequence[Refusal]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """The last receipt was not stored. *at* is by `time.monotonic`."""
+
+    why: str
+    at: float
 
 
 class _Waiting:
@@ -85,9 +95,9 @@ class GroupCommit:
             # Nobody waits for it any more: if it is still in the queue, it is not written.
             if not waiting.future.cancel() and waiting.future.done():
                 return waiting.future.result()
-            raise StoreUnavailable(
-                "The database did not store the request in time; the sender tries again."
-            ) from None
+            why = "The database did not store the request in time; the sender tries again."
+            self._note(why)
+            raise StoreUnavailable(why) from None
 
     def refuse(self, refusal: Refusal) -> None:
         """Have *refusal* counted with the next commit. Returns at once; beyond a bound it is lost."""
@@ -95,6 +105,10 @@ class GroupCommit:
             if not self._closed and len(self._refusals) < REFUSALS:
                 self._refusals.append(refusal)
                 self._awake()
+
+    def trouble(self) -> Trouble | None:
+        """Return why the last receipt was not stored; None once one was, or when none ever failed."""
+        return self._trouble
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Write what waits, take nothing more, and say whether the writer ended in time."""
@@ -113,6 +127,10 @@ class GroupCommit:
         self._queued_bytes = 0
         self._refusals: list[Refusal] = []
         self._writer: threading.Thread | None = None
+        self._trouble: Trouble | None = None
+
+    def _note(self, why: str) -> None:
+        self._trouble = Trouble(why, time.monotonic())
 
     def _awake(self) -> None:
         if self._writer is None:
@@ -149,6 +167,7 @@ class GroupCommit:
         try:
             stored = self._receive([waiting.inbound for waiting in batch])
         except StoreUnavailable as error:
+            self._note(str(error))
             _fail(batch, str(error))
         except Exception as error:
             if len(batch) > 1:  # one of them is unfit; the others shall not suffer from it
@@ -157,6 +176,7 @@ class GroupCommit:
             else:
                 _fail(batch, f"The request cannot be stored ({type(error).__name__}, a bug of bridge).", error)
         else:
+            self._trouble = None
             for waiting, received in zip(batch, stored, strict=True):
                 waiting.future.set_result(received)
             if not all(received.duplicate for received in stored):

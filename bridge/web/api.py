@@ -52,12 +52,13 @@ class Api:
     store: Store
     ring: Callable[[], None]  # tells the worker that there is something to do
     clock: Callable[[], datetime]
+    trouble: Callable[[], str] = health.nothing_known  # why nothing can be written, "" when it can
 
     # --- looking ---
 
     def status(self) -> shapes.Status:
         now = self.clock()
-        checks = health.look(self.store, now)
+        checks = health.look(self.store, now, self.trouble())
         seen = self.store.health(now)
         return shapes.Status(
             version=__version__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -17,10 +18,12 @@ from prometheus_client.registry import Collector
 
 from bridge.errors import StoreUnavailable
 from bridge.model import utc_now
+from bridge.store.group_commit import Trouble
 from bridge.store.protocol import Health, Store
 from bridge.web.guard import Guard
 
 WORKER_FRESH_S = 30.0  # it beats every ten seconds
+TROUBLE_FRESH_S = 30.0  # a failed write is believed for so long; then it is tried anew
 LATE_S = 3600.0  # what is due and still not sent after so long needs a look
 
 
@@ -34,11 +37,25 @@ class Check:
     age_s: float | None = None
 
 
-def blueprint(store: Store, guard: Guard, bound_to: str, clock: Callable[[], datetime] = utc_now) -> Blueprint:
-    """Return ``/healthz``, ``/readyz`` and ``/metrics``. *bound_to*: the address that the server listens at."""
+def nothing_known() -> str:
+    """Stand for whoever knows why nothing can be written: nobody does."""
+    return ""
+
+
+def blueprint(
+    store: Store,
+    guard: Guard,
+    bound_to: str,
+    clock: Callable[[], datetime] = utc_now,
+    trouble: Callable[[], str] = nothing_known,
+) -> Blueprint:
+    """Return ``/healthz``, ``/readyz`` and ``/metrics``.
+
+    *bound_to*: the address that the server listens at. *trouble* says why nothing can be written, "" when it can.
+    """
     health = Blueprint("health", __name__)
     registry = CollectorRegistry()
-    registry.register(StoreCollector(store, clock))
+    registry.register(StoreCollector(store, clock, trouble))
     metrics_are_open = _loopback(bound_to)
 
     @health.get("/healthz")
@@ -47,7 +64,7 @@ def blueprint(store: Store, guard: Guard, bound_to: str, clock: Callable[[], dat
 
     @health.get("/readyz")
     def ready() -> ResponseReturnValue:
-        checks = look(store, clock())
+        checks = look(store, clock(), trouble())
         ok = all(check.ok for check in checks)
         body = {"status": "ready" if ok else "not ready", "checks": [asdict(check) for check in checks]}
         return _json(body, 200 if ok else 503)
@@ -61,15 +78,36 @@ def blueprint(store: Store, guard: Guard, bound_to: str, clock: Callable[[], dat
     return health
 
 
-def look(store: Store, now: datetime) -> list[Check]:
-    """Look at the database, the worker and what is late."""
+def why_unwritable(store: Store, trouble: Trouble | None, now: datetime) -> str:
+    """Return why webhooks cannot be stored, "" when they can. *trouble* is what came of the last one.
+
+    It is not believed for ever: a load balancer that did would send nothing more that could prove it wrong.
+    """
+    if trouble is None:
+        return ""
+    if time.monotonic() - trouble.at <= TROUBLE_FRESH_S:
+        return trouble.why
+    return try_to_write(store, "web", now)
+
+
+def try_to_write(store: Store, role: str, now: datetime) -> str:
+    """Write a little, and return why that failed, "" when it did not."""
+    try:
+        store.beat(role, "try", now)
+    except StoreUnavailable as error:
+        return str(error)
+    return ""
+
+
+def look(store: Store, now: datetime, trouble: str = "") -> list[Check]:
+    """Look at the database, the worker and what is late. *trouble*: why nothing can be written."""
     try:
         seen = store.health(now)
     except StoreUnavailable:
         detail = "The database cannot be used now: webhooks are refused with 503, and their senders try again."
         return [Check("database", ok=False, detail=detail)]
     return [
-        Check("database", ok=True, detail="The database answers."),
+        Check("database", ok=not trouble, detail=trouble or "The database answers."),
         _worker(seen, now),
         _late("processing", "The oldest webhook that waits to be processed", seen.oldest_unprocessed_at, now),
         _late("delivery", "The oldest delivery that may be sent", seen.oldest_due_at, now),
@@ -119,9 +157,15 @@ def _json(body: object, status: int) -> Response:
 class StoreCollector(Collector):
     """Metrics as the database has them, so that every web process on every machine tells the same."""
 
-    def __init__(self, store: Store, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], datetime] = utc_now,
+        trouble: Callable[[], str] = nothing_known,
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._trouble = trouble
 
     def describe(self) -> list[Metric]:
         """Name nothing in advance: the registry would ask the store at start-up otherwise."""
@@ -129,14 +173,14 @@ class StoreCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = self._clock()
-        up = GaugeMetricFamily("bridge_database_up", "1 when the database answers.")
+        up = GaugeMetricFamily("bridge_database_up", "1 when the database answers and takes what is written.")
         try:
             seen = self._store.health(now)
         except StoreUnavailable:
             up.add_metric([], 0)
             yield up
             return
-        up.add_metric([], 1)
+        up.add_metric([], 0 if self._trouble() else 1)
         yield up
         yield from _counts(seen)
         yield from _ages(seen, now)

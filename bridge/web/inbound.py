@@ -15,6 +15,7 @@ from bridge.config import SourceConnection
 from bridge.errors import BadSignature
 from bridge.model import InboundRequest, Outcome, utc_now
 from bridge.sources.base import Answer
+from bridge.store.group_commit import Trouble
 from bridge.store.protocol import NewInbound, Received, Refusal
 from bridge.web import problem
 from bridge.web.problem import HttpProblem
@@ -37,6 +38,10 @@ class Intake(Protocol):
 
     def refuse(self, refusal: Refusal) -> None:
         """Count it when there is time, or lose it; returns at once."""
+        ...
+
+    def trouble(self) -> Trouble | None:
+        """Return why the last request could not be stored, None when it could."""
         ...
 
 

@@ -80,7 +80,7 @@ def answer_to(error: Exception) -> Response:
         case HTTPException():
             return _from_http(error)
         case StoreUnavailable():
-            return _from_store()
+            return _from_store(error)
         case _:
             return _from_bug(error)
 
@@ -91,8 +91,8 @@ def _from_http(error: HTTPException) -> Response:
     return HttpProblem(status, SAID.get(status, error.description or "That did not work."), headers=kept).answer()
 
 
-def _from_store() -> Response:
-    log.event("web.store_unavailable", level="error")
+def _from_store(error: StoreUnavailable) -> Response:
+    log.event("web.store_unavailable", level="error", reason=str(error))
     detail = "The database cannot be used now. Nothing was changed; please try again in a moment."
     return HttpProblem(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)}).answer()
 
