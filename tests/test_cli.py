@@ -27,6 +27,7 @@ from bridge.engine.embedded import lock_path
 from bridge.model import InboundRequest, utc_now
 from bridge.sources.recording import write_recording
 from bridge.store.protocol import Store
+from tests import web_site
 from tests.platforms import Platforms, open_bench, person, serve_platforms, signed, webhook
 from tests.processes import API_TOKEN, free_port, until
 
@@ -471,6 +472,19 @@ def test_an_ephemeral_disk_is_warned_of(here: Path, monkeypatch: pytest.MonkeyPa
     log = (here / "bridge.log").read_text()
     assert "the disk of Render is thrown away" in log
     assert "DATABASE_URL=sqlite:////" in log
+
+
+def test_send_brings_the_token_that_a_source_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {**web_site.SECRETS, "SECRET_KEY": web_site.SECRET_KEY}
+    for name, value in {**names, "DATABASE_URL": f"sqlite:///{tmp_path / 'bridge.db'}"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    web_site.write_config(tmp_path)
+    file = tmp_path / "customer.json"
+    file.write_text('{"item": {"id": "7"}}')
+    with web_site.open_site(tmp_path) as site:
+        assert answer("send", "guarded", str(file), "--to", site.url, "--json")["status"] == 200
+        assert site.inbounds() == 1
 
 
 def test_send_says_when_nobody_is_there(here: Path) -> None:

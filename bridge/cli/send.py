@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from bridge.model import InboundRequest, utc_now
 
 if TYPE_CHECKING:
     from bridge.config import Config, Environment, SourceConnection
+    from bridge.store.protocol import Store
     from bridge.web.trial import FieldOutcome, Trial
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -47,8 +49,6 @@ def url(source: str, config_path: Path | None, token: bool, revoke: bool, json_w
     Where the source's section says require_token, each run makes a new URL with a secret token; earlier ones stay
     good until they are revoked.
     """
-    from bridge.web import tokens
-
     with options.opened(config_path) as here:
         connection = _connection(here.config, source)
         if revoke:
@@ -59,15 +59,25 @@ def url(source: str, config_path: Path | None, token: bool, revoke: bool, json_w
                 click.echo(f"{output.count(count, 'token')} of {source} revoked; it takes a few seconds to hold.")
             return
         address = _hook(here.config.bridge.public_url, source)
-        if token or getattr(connection.settings, "require_token", False):
-            token_id = tokens.new_token_id()
-            made = tokens.make_token(_secret_key(here.environment), source, token_id)
-            here.store.add_token(source, token_id, utc_now())
-            address = f"{address}/{made}"
+        if token or _needs_token(connection):
+            address = f"{address}/{_new_token(here.environment, here.store, source)}"
     if json_wanted:
         output.as_json({"url": address})
     else:
         click.echo(address)
+
+
+def _needs_token(connection: SourceConnection) -> bool:
+    return bool(getattr(connection.settings, "require_token", False))
+
+
+def _new_token(environment: Environment, store: Store, source: str) -> str:
+    from bridge.web import tokens
+
+    token_id = tokens.new_token_id()
+    made = tokens.make_token(_secret_key(environment), source, token_id)
+    store.add_token(source, token_id, utc_now())
+    return made
 
 
 def _secret_key(environment: Environment) -> str:
@@ -106,11 +116,15 @@ def send(
 
     loaded = process.load(config_path)
     connection = _connection(loaded.config, source)
+    token = ""
+    if _needs_token(connection):
+        with contextlib.closing(process.open_store(loaded.environment, loaded.config)) as store:
+            token = f"/{_new_token(loaded.environment, store, source)}"
     # It is signed for the URL that senders call, and posted to where bridge listens.
-    public = _hook(loaded.config.bridge.public_url, source)
+    public = _hook(loaded.config.bridge.public_url, source) + token
     request = connection.source.sign(_request(connection, file, public), utc_now())
     base = to or f"http://127.0.0.1:{loaded.environment.port}"
-    target = _hook(base, source) + request.url.removeprefix(public)
+    target = _hook(base, source) + token + request.url.removeprefix(public)
     try:
         with new_session() as session:
             reply = session.request(
