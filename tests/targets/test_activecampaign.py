@@ -14,6 +14,7 @@ from bridge.demo.fakes.activecampaign import API_KEY, ActiveCampaign
 from bridge.errors import Ambiguous, DeliveryFailed, Permanent, Refused, Retryable
 from bridge.model import Desired, Mode, Receipt, RecordKey, Secret, Value
 from bridge.outbound import Api
+from bridge.pipeline.delivering import Superseded
 from bridge.targets.activecampaign import TARGET, Settings
 from bridge.targets.base import Job
 from tests.targets.harness_activecampaign import Harness
@@ -966,6 +967,22 @@ def test_an_opt_out_that_the_platform_does_not_show_is_not_taken_for_done(ac: Ac
     with pytest.raises(Retryable) as caught:
         ac.deliver({"lists.Newsletter": True}, first, opt_out=True)
     assert caught.value.code == "unproven"
+
+
+def test_newer_state_stops_no_proof(ac: Account) -> None:
+    first = ac.deliver({"lists.Newsletter": True, "fields.RENEWAL": "2026-11-30", "phone": "+525512345678"})
+    ac.forget_calls()
+
+    def take() -> None:
+        if ac.writes():
+            raise Superseded
+
+    api = ac.api_with(take=take, turn=lambda: None)
+    left = ac.deliver({"lists.Newsletter": False}, first, api=api)
+    assert left.accepted["lists.Newsletter"] is False
+    ac.forget_calls()
+    cleared = ac.deliver({"fields.RENEWAL": None, "phone": None}, first, api=api)
+    assert (cleared.accepted["fields.RENEWAL"], ac.ana()["phone"]) == (None, "")
 
 
 def test_a_subscription_that_the_platform_does_not_show_is_not_taken_for_done(ac: Account) -> None:

@@ -13,6 +13,7 @@ from flask import Response
 from bridge.demo.fakes.artu import Artu as FakeArtu
 from bridge.errors import Ambiguous, Permanent, Refused, Retryable
 from bridge.model import Desired, Mode, Receipt, RecordKey, Secret, Value, utc_now
+from bridge.pipeline.delivering import Superseded
 from bridge.targets.artu import Settings
 from bridge.targets.base import Job
 from tests.targets.harness_artu import Harness
@@ -426,6 +427,22 @@ def test_cleared_metadata_is_blank_afterwards(metadata: str) -> None:
             assert row["metadata"].get("tier", "") == ""
             assert row["metadata"]["vip"] == "yes"
         assert push(h, cleared, target_id=client, modes=modes).outcome == "unchanged"
+
+
+def test_newer_state_stops_no_write_between_its_parts_and_its_proof() -> None:
+    with Harness(metadata="merge") as h:
+        first = push(h, {"client_name": "Ana", **ANA, "metadata.tier": "gold"})
+        before = len(h.fake.made("POST", SYNC))
+
+        def take() -> None:
+            if len(h.fake.made("POST", SYNC)) > before:
+                raise Superseded
+
+        wanted: dict[str, Value] = {"client_name": "Ana", **ANA, "metadata.tier": None}
+        later = job(wanted, accepted=first.accepted, target_id=first.target_id)
+        h.target.deliver(h.api(take=take, turn=lambda: None), later)
+        assert len(h.fake.made("POST", SYNC)) == before + 2
+        assert not any(row["metadata"].get("tier") for row in h.register.of(str(first.target_id)))
 
 
 def test_metadata_that_somebody_adds_meanwhile_is_no_failure() -> None:

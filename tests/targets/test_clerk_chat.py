@@ -12,6 +12,8 @@ from flask import Response
 from bridge.demo.fakes.clerk_chat import ClerkChat as FakeClerkChat
 from bridge.errors import Ambiguous, Permanent, Refused, Retryable
 from bridge.model import Desired, Mode, Receipt, RecordKey, Secret, Value, utc_now
+from bridge.outbound import Api
+from bridge.pipeline.delivering import Superseded
 from bridge.targets.base import Job
 from bridge.targets.clerk_chat import Settings
 from tests.targets.harness_clerk_chat import Harness
@@ -39,6 +41,16 @@ def push(h: Harness, fields: Mapping[str, Value] = ANA, **how: Any) -> Receipt:
 def after(receipt: Receipt, **changes: Value) -> dict[str, Any]:
     """Return the arguments of the push that follows *receipt*, with some fields changed."""
     return {"fields": {**ANA, **changes}, "accepted": receipt.accepted, "target_id": receipt.target_id}
+
+
+def newer_after(h: Harness, method: str) -> Api:
+    """Return an API on which newer state stops every call after the first *method*, unless it finishes that."""
+
+    def take() -> None:
+        if h.fake.made(method):
+            raise Superseded
+
+    return h.api(take=take, turn=lambda: None)
 
 
 def writes(h: Harness) -> list[str]:
@@ -497,6 +509,29 @@ def test_an_opt_out_that_an_update_lost_is_an_alarm() -> None:
         with pytest.raises(Permanent, match="Block the contact there by hand now") as caught:
             push(h, **after(first, name="Ana R."))
         assert caught.value.code == "opt_out_lost"
+
+
+def test_newer_state_between_a_write_and_its_proof_hides_no_lost_opt_out() -> None:
+    class ForgetfulHarness(Harness):
+        fake_type = Forgetful
+
+    with ForgetfulHarness() as h:
+        first = push(h)
+        h.fake.block(str(first.target_id))
+        with pytest.raises(Permanent) as caught:
+            h.target.deliver(newer_after(h, "PUT"), job(**after(first, name="Ana R.")))
+        assert caught.value.code == "opt_out_lost"
+
+
+def test_newer_state_stops_neither_the_repair_of_an_update_nor_the_proof_of_a_create() -> None:
+    with Harness(settings={"update_phone": False}, put_mode="replace", put_accepts_phone=True) as h:
+        first = push(h)
+        h.target.deliver(newer_after(h, "PUT"), job(**after(first, name="Ana R.")))
+        assert h.fake.person(PHONE)["name"] == "Ana R."
+    with Harness(data_mode="merge") as h:
+        first = h.target.deliver(newer_after(h, "POST"), job())
+        h.target.deliver(newer_after(h, "PUT"), job(**after(first, **{"data.tier": None})))
+        assert (h.stored(PHONE) or {}).get("data.tier", "") == ""
 
 
 # --- updates that do not take ---

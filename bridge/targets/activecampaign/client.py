@@ -77,13 +77,16 @@ class Client:
         json: Any = None,
         query: Mapping[str, str | int] | None = None,
         creates: bool = False,
+        finishes: bool = False,
     ) -> Answer:
-        """Send one request and return its success.
+        """Send one request and return its success. *creates* and *finishes* are as for `Api.call`.
 
         Raises:
             NotFound, Taken, Permanent, Refused, Retryable: as the platform answered.
         """
-        reply = self._api.call(method, path, json=json, query=query, headers=self._headers, creates=creates)
+        reply = self._api.call(
+            method, path, json=json, query=query, headers=self._headers, creates=creates, finishes=finishes
+        )
         if not reply.ok:
             _refuse(reply, doing, (json, query), creates=creates)
         if _is_page(reply):

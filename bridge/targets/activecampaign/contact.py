@@ -72,32 +72,35 @@ def find_contact(client: Client, email: str) -> str | None:
     return found.pop() if found else None
 
 
-def read_contact(client: Client, target_id: str) -> Held | None:
-    """Return the contact with this id, None when it is not there or was deleted."""
+def read_contact(client: Client, target_id: str, *, finishes: bool = False) -> Held | None:
+    """Return the contact with this id, None when it is not there or was deleted.
+
+    *finishes*, here and below: it completes a write already made, so newer state must not stop it.
+    """
     path = f"/contacts/{segment(target_id)}"
     try:
-        answer = client.call("GET", path, doing="reading the contact")
+        answer = client.call("GET", path, doing="reading the contact", finishes=finishes)
         contact = answer.row("contact")
         if str(contact["id"]) != target_id:
             raise answer.nonsense()
         if is_deleted(contact):
             return None
-        values = _part(client, answer.body, path, "fieldValues")
-        rows = _part(client, answer.body, path, "contactLists")
+        values = _part(client, answer.body, path, "fieldValues", finishes=finishes)
+        rows = _part(client, answer.body, path, "contactLists", finishes=finishes)
     except NotFound:
         return None
     return Held(target_id, base_of(contact), values_of(values), rows_of(rows), _created_at(contact))
 
 
-def read_rows(client: Client, target_id: str) -> tuple[Row, ...]:
-    return rows_of(_part(client, {}, f"/contacts/{segment(target_id)}", "contactLists"))
+def read_rows(client: Client, target_id: str, *, finishes: bool) -> tuple[Row, ...]:
+    return rows_of(_part(client, {}, f"/contacts/{segment(target_id)}", "contactLists", finishes=finishes))
 
 
-def _part(client: Client, body: Json, path: str, key: str) -> list[Json]:
+def _part(client: Client, body: Json, path: str, key: str, *, finishes: bool) -> list[Json]:
     """Return a part that the contact's own answer brings along, else ask for it."""
     if isinstance(body.get(key), list):
         return [row for row in body[key] if isinstance(row, dict)]
-    return client.call("GET", f"{path}/{key}", doing="reading the contact").rows(key)
+    return client.call("GET", f"{path}/{key}", doing="reading the contact", finishes=finishes).rows(key)
 
 
 def is_deleted(contact: Json) -> bool:

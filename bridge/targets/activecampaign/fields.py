@@ -40,8 +40,8 @@ def write_fields(progress: Progress, held: Held, wanted: Mapping[str, Value]) ->
             _plan_custom(progress, edit, held, name, value)
     if edit.base or edit.values:
         _put(progress, held.id, edit)
-    for row_id in edit.deletes:
-        _delete_value(progress, row_id)
+    for number, row_id in enumerate(edit.deletes):
+        _delete_value(progress, row_id, finishes=number > 0 or bool(edit.base or edit.values))
     progress.accepted |= edit.accepted
     if edit.clears:
         _prove_cleared(progress, held.id, edit.clears, wanted)
@@ -121,9 +121,11 @@ def _put(progress: Progress, target_id: str, edit: _Edit) -> None:
     progress.wrote = True
 
 
-def _delete_value(progress: Progress, row_id: str) -> None:
+def _delete_value(progress: Progress, row_id: str, *, finishes: bool) -> None:
     try:
-        progress.client.call("DELETE", f"/fieldValues/{segment(row_id)}", doing="clearing a custom field")
+        progress.client.call(
+            "DELETE", f"/fieldValues/{segment(row_id)}", doing="clearing a custom field", finishes=finishes
+        )
     except NotFound:
         return  # somebody else cleared it
     progress.wrote = True
@@ -137,7 +139,7 @@ def _prove_cleared(
     left = [held.values[number] for number in clears.values() if number is not None and number in held.values]
     stubborn = [row_id for row_id, text in left if not is_blank(text)]
     for row_id in stubborn:
-        _delete_value(progress, row_id)
+        _delete_value(progress, row_id, finishes=True)
     if stubborn:
         held = _read(progress, target_id)
     for name, number in clears.items():
@@ -149,7 +151,8 @@ def _prove_cleared(
 
 
 def _read(progress: Progress, target_id: str) -> Held:
-    held = read_contact(progress.client, target_id)
+    """Read the contact after it was written."""
+    held = read_contact(progress.client, target_id, finishes=True)
     if held is None:
         raise Gone(f"The contact was deleted in {TITLE} just now. Bridge looks for the person by e-mail address.")
     return held

@@ -86,14 +86,14 @@ class Lists:
         new = [number for number in ids if not self._of(number)]
         if new and not self._progress.job.desired.opt_out:
             # Other calls, and waits for a turn, lie behind: the person may have left meanwhile.
-            self._read()
+            self._read(finishes=False)
             out = opted_out(row for row in self.rows if row.list_id not in self._left)
             out = out or (self._progress.job.opted_out and self.none_open())
             new = [number for number in new if not out and not self._of(number)]
             for number in new:
                 self._post(number, SUBSCRIBED, "subscribing the person to a list")
             if new:
-                self._read()
+                self._read(finishes=True)
         for number in ids:
             self._record(number)
             if not self._subscribed(number):
@@ -105,7 +105,7 @@ class Lists:
         for number in sorted(ids):
             self._post(number, UNSUBSCRIBED, "unsubscribing the person from a list")
         self._left |= ids
-        self._read()
+        self._read(finishes=True)
         if any(row.open and row.email and row.list_id in ids for row in self.rows):
             message = f"{TITLE} still shows the person as subscribed to a list that bridge unsubscribed them from."
             raise Retryable(message, code="unproven")
@@ -138,5 +138,5 @@ class Lists:
         )
         self._progress.wrote = True
 
-    def _read(self) -> None:
-        self.rows = read_rows(self._progress.client, self._target_id)
+    def _read(self, *, finishes: bool) -> None:
+        self.rows = read_rows(self._progress.client, self._target_id, finishes=finishes)

@@ -73,8 +73,8 @@ def _find(progress: Progress) -> Held | None:
     return None if target_id is None else _read(progress, target_id)
 
 
-def _read(progress: Progress, target_id: str) -> Held:
-    held = read_contact(progress.client, target_id)
+def _read(progress: Progress, target_id: str, *, finishes: bool = False) -> Held:
+    held = read_contact(progress.client, target_id, finishes=finishes)
     if held is None:
         raise Gone(f"The contact was deleted in {TITLE}. Bridge looks for the person by e-mail address.")
     return held
@@ -118,4 +118,4 @@ def _create(progress: Progress) -> Held:
         progress.new = True
         return Held(target_id, base)
     # Somebody else made it since the search.
-    return _read(progress, target_id)
+    return _read(progress, target_id, finishes=True)

@@ -81,10 +81,10 @@ class Push:
             Moved, Gone: it answered 409 or 404.
         """
         written, deleted = self.register.sync(client_id, plan.writes, plan.deletes)
-        held = self.register.methods_of(client_id)
+        held = self.register.methods_of(client_id, finishes=True)
         if blanked := plan.blanked(held):
-            self.register.sync(client_id, blanked)
-            held = self.register.methods_of(client_id)
+            self.register.sync(client_id, blanked, finishes=True)
+            held = self.register.methods_of(client_id, finishes=True)
         wrong = plan.missing(held)
         if not wrong:
             return held

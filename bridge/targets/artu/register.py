@@ -49,10 +49,12 @@ class Register:
         """
         _rows(self._list_call({"limit": 1}))
 
-    def methods_of(self, client_id: str) -> list[Method]:
-        return [method for method in self.methods("clientId", client_id) if method.client_id == client_id]
+    def methods_of(self, client_id: str, *, finishes: bool = False) -> list[Method]:
+        """Return the client's methods. *finishes*, here and below: the call completes a write already made."""
+        listed = self.methods("clientId", client_id, finishes=finishes)
+        return [method for method in listed if method.client_id == client_id]
 
-    def methods(self, name: str, value: str) -> list[Method]:
+    def methods(self, name: str, value: str, *, finishes: bool = False) -> list[Method]:
         """Return all pages of those with this value of the filter *name*; the caller compares again.
 
         https://docs.artu.ai/api-reference/contact-methods/list-contact-methods-with-filtering-and-pagination
@@ -60,7 +62,7 @@ class Register:
         found: list[Method] = []
         body: dict[str, Any] = {"filter": {name: value}, "limit": PAGE}
         for _ in range(MOST_PAGES):
-            reply = self._list_call(body)
+            reply = self._list_call(body, finishes=finishes)
             rows, cursor = _rows(reply)
             found += [_method(row, reply) for row in rows]
             if cursor is None:
@@ -72,7 +74,12 @@ class Register:
         )
 
     def sync(
-        self, client_id: str, writes: Sequence[Method], deletes: Sequence[Method] = ()
+        self,
+        client_id: str,
+        writes: Sequence[Method],
+        deletes: Sequence[Method] = (),
+        *,
+        finishes: bool = False,
     ) -> tuple[list[Method], set[str]]:
         """Write and delete these methods and no others; return the methods and deleted ids that Artu answers.
 
@@ -85,7 +92,8 @@ class Register:
         written: list[Method] = []
         deleted: set[str] = set()
         for start in range(0, len(items), SYNC_LIMIT):
-            reply = self._sync_call(client_id, items[start : start + SYNC_LIMIT])
+            part = items[start : start + SYNC_LIMIT]
+            reply = self._sync_call(client_id, part, finishes=finishes or start > 0)
             said = reply.json()
             if not isinstance(said, dict):
                 raise _nonsense(reply)
@@ -93,10 +101,10 @@ class Register:
             deleted |= {str(one) for one in _listed(said, "deleted")}
         return written, deleted
 
-    def _sync_call(self, client_id: str, items: list[dict[str, Any]]) -> Reply:
+    def _sync_call(self, client_id: str, items: list[dict[str, Any]], *, finishes: bool) -> Reply:
         path = f"/clients/{segment(client_id)}/contact-methods/sync"
         # Left out or true, replaceMode might remove every method that is not listed, those of people included.
-        reply = self._call("POST", path, {"replaceMode": False, "items": items})
+        reply = self._call("POST", path, {"replaceMode": False, "items": items}, finishes=finishes)
         if reply.status == 404:
             raise Gone
         if reply.status == 409:
@@ -105,8 +113,8 @@ class Register:
             refuse(reply, [{**item, "type": None} for item in items], doing="updating contact methods")
         return reply
 
-    def _list_call(self, body: Mapping[str, Any]) -> Reply:
-        reply = self._call("POST", LIST, body)
+    def _list_call(self, body: Mapping[str, Any], *, finishes: bool = False) -> Reply:
+        reply = self._call("POST", LIST, body, finishes=finishes)
         if reply.status in {404, 405}:
             raise Refused(
                 "Artu has no list of contact methods at this address. Check api_base.", status=reply.status
@@ -164,9 +172,11 @@ class Register:
             refuse(reply, body, doing="creating a client")
         return str(_client(reply)["id"])
 
-    def _call(self, method: str, path: str, body: object = None, *, creates: bool = False) -> Reply:
+    def _call(
+        self, method: str, path: str, body: object = None, *, creates: bool = False, finishes: bool = False
+    ) -> Reply:
         headers = {"Authorization": f"Bearer {self.key.reveal()}", "X-Environment": self.environment}
-        return self.api.call(method, path, json=body, headers=headers, creates=creates)
+        return self.api.call(method, path, json=body, headers=headers, creates=creates, finishes=finishes)
 
 
 def refuse(reply: Reply, sent: object, *, doing: str) -> NoReturn:

@@ -45,7 +45,7 @@ class Push:
         """
         desired = self.job.desired.fields
         if stored is not None:
-            read = self.team.read(stored, [*keys_of(desired), *keys_of(self.job.accepted or {})])
+            read = self.team.read(stored, [*keys_of(desired), *keys_of(self.job.before), *keys_of(self.job.tried)])
             if read is not None:
                 return read
         found = self._find_by_key()
@@ -104,7 +104,7 @@ class Push:
             self.job.link(existing.id)
             return existing, False
         self.job.link(made.id)
-        read = self.team.read(made.id, [*keys_of(self.job.desired.fields), *made.keys])
+        read = self.team.read(made.id, [*keys_of(self.job.desired.fields), *made.keys], finishes=True)
         if read is None:
             raise Refused(
                 "Clerk Chat's search does not show the contact that bridge just created there. Bridge looks "
@@ -155,13 +155,13 @@ class Push:
         if answered and wanted.phone and not answered.phone and not with_phone:
             # The newer API, and it replaces: what the older one refuses has to be sent to it.
             with_phone = True
-            answered = self.team.put(wanted, with_phone=with_phone)
+            answered = self.team.put(wanted, with_phone=with_phone, finishes=True)
             notes.append(PUT_BACK)
         held = self._proof(current, wanted)
         kept = [key for key in cleared if not blank(held.data.get(key))]
         if kept:  # this account merges ``data``: what is left out stays, so it has to be blanked
             wanted = replace(wanted, data={**wanted.data, **dict.fromkeys(kept, "")})
-            answered = self.team.put(wanted, with_phone=with_phone)
+            answered = self.team.put(wanted, with_phone=with_phone, finishes=True)
             held = self._proof(current, wanted)
         wrong = held.lacks(wanted, cleared)
         if wrong and answered and answered.lacks(wanted, cleared):
@@ -177,12 +177,12 @@ class Push:
         return held
 
     def _proof(self, current: Person, wanted: Person) -> Person:
-        """Read the contact after a write.
+        """Read the contact after a write, and at once: the next push could not see any more what was lost.
 
         Raises:
             Permanent: it held an opt-out before and holds none now. Retryable: it cannot be read.
         """
-        held = self.team.read(wanted.id, [*wanted.keys, *current.keys])
+        held = self.team.read(wanted.id, [*wanted.keys, *current.keys], finishes=True)
         if held is None:
             raise Retryable(
                 "Clerk Chat does not show the contact after it was updated. Bridge looks again.", code="unverified"

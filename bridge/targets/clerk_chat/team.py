@@ -30,13 +30,15 @@ class Team:
     key: Secret
     parameters: Mapping[str, str]
 
-    def look_up(self, kind: str, value: str) -> list[Person]:
+    def look_up(self, kind: str, value: str, *, finishes: bool = False) -> list[Person]:
         """Return what the search finds, which may be more than what matches exactly.
+
+        *finishes*, here and below: the call completes a write already made, so newer state must not stop it.
 
         The names of the search's parameters are not published:
         https://docs.clerk.chat/api-reference/public/search-for-a-contact
         """
-        reply = self._call("GET", CONTACTS, query={self.parameters[kind]: value})
+        reply = self._call("GET", CONTACTS, query={self.parameters[kind]: value}, finishes=finishes)
         if reply.status in {404, 405}:
             raise Refused("Clerk Chat has no contact search at this address. Check api_base.", status=reply.status)
         if not reply.ok:
@@ -48,10 +50,10 @@ class Team:
         reply = self._call("GET", CONTACTS)
         return _people(reply) if reply.ok else []
 
-    def read(self, contact_id: str, keys: Iterable[Key]) -> Person | None:
+    def read(self, contact_id: str, keys: Iterable[Key], *, finishes: bool = False) -> Person | None:
         """Return the contact with this id, looked for by each of *keys*: there is no reading by id."""
         for kind, value in dict.fromkeys(keys):
-            for person in self.look_up(kind, value):
+            for person in self.look_up(kind, value, finishes=finishes):
                 if person.id == contact_id:
                     return person
         return None
@@ -80,7 +82,7 @@ class Team:
             _refuse(reply, body, doing="creating the contact")
         return _one(reply)
 
-    def put(self, wanted: Person, *, with_phone: bool) -> Person | None:
+    def put(self, wanted: Person, *, with_phone: bool, finishes: bool = False) -> Person | None:
         """Write the whole contact; return it as answered, or None if the answer does not show it.
 
         https://docs.clerk.chat/api-reference/public/update-a-contact
@@ -93,7 +95,7 @@ class Team:
             body["phone"] = wanted.phone
         # Leaving out what is blank anyway changes nothing, whether PUT merges or replaces.
         body = {name: value for name, value in body.items() if not blank(value)} | {"data": dict(wanted.data)}
-        reply = self._call("PUT", f"{CONTACTS}/{segment(wanted.id)}", body)
+        reply = self._call("PUT", f"{CONTACTS}/{segment(wanted.id)}", body, finishes=finishes)
         if reply.status == 404:
             raise Gone
         if not reply.ok:
@@ -109,9 +111,12 @@ class Team:
         *,
         query: Mapping[str, str] | None = None,
         creates: bool = False,
+        finishes: bool = False,
     ) -> Reply:
         headers = {"apiKey": self.key.reveal()}
-        return self.api.call(method, path, json=body, query=query, headers=headers, creates=creates)
+        return self.api.call(
+            method, path, json=body, query=query, headers=headers, creates=creates, finishes=finishes
+        )
 
 
 def _people(reply: Reply) -> list[Person]:
