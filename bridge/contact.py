@@ -34,12 +34,16 @@ def clamp(change: Change, received_at: datetime) -> Change:
 def merge(contact: Contact | None, change: Change) -> Contact:
     """Return *contact* with what *change* says; the newest wins per field, and for life and death."""
     known = contact or Contact(change.key)
-    if change.kind is Kind.ERASED or known.erased:
-        return _erased(known, change)
+    known = replace(known, account=known.account or change.account)
+    if change.kind is Kind.ERASED:
+        return erase(known, change.version)
+    if change.kind is Kind.MERGED:
+        known = _merged(known, change)
+    if known.erased:
+        return known
     known = replace(
         known,
         fields=merge_fields(known.fields, _states(change)),
-        account=known.account or change.account,
         thin=known.thin or change.thin,
     )
     match change.kind:
@@ -47,8 +51,6 @@ def merge(contact: Contact | None, change: Change) -> Contact:
             return replace(known, created=_newest(known.created, change.version))
         case Kind.DELETED:
             return replace(known, deleted=_newest(known.deleted, change.version))
-        case Kind.MERGED:
-            return _merged(known, change)
         case _:
             return known
 
@@ -61,21 +63,39 @@ def merge_fields(ours: Mapping[str, FieldState], theirs: Mapping[str, FieldState
     return merged
 
 
+def erase(contact: Contact, version: Version) -> Contact:
+    """Return nothing of *contact* but that it was erased, for good, and the ids of the records merged with it.
+
+    The ids stay because they are one person: what comes late of any of these records is to be erased as well.
+    """
+    return Contact(
+        key=contact.key,
+        erased=_newest(contact.erased, version),
+        merged_into=contact.merged_into,
+        merged=contact.merged,
+        inherits=contact.inherits,
+        absorbed=contact.absorbed,
+        account=contact.account,
+    )
+
+
+def relatives(contact: Contact) -> set[RecordKey]:
+    """Return the records that were merged into *contact*, and the one that it was merged into."""
+    ids = {*contact.absorbed, *([contact.merged_into] if contact.merged_into else [])}
+    return {RecordKey(contact.key.source, source_id) for source_id in ids}
+
+
 def inherit(survivor: Contact, loser: Contact) -> Contact:
     """Return *survivor* with the fields of *loser*, the record that it continues under a new id."""
-    if survivor.erased:
-        return survivor
-    return replace(
-        absorb(survivor, loser.key),
-        fields=merge_fields(survivor.fields, loser.fields),
-        inherits=_with(survivor.inherits, loser.key.source_id),
-    )
+    heir = absorb(survivor, loser.key)
+    heir = replace(heir, inherits=_with(heir.inherits, loser.key.source_id))
+    if heir.erased:
+        return heir
+    return replace(heir, fields=merge_fields(heir.fields, loser.fields))
 
 
 def absorb(survivor: Contact, loser: RecordKey) -> Contact:
     """Return *survivor* knowing that *loser* was merged into it: an opt-out said there counts here."""
-    if survivor.erased:
-        return survivor
     return replace(survivor, absorbed=_with(survivor.absorbed, loser.source_id))
 
 
@@ -121,16 +141,3 @@ def _merged(known: Contact, change: Change) -> Contact:
     ):
         return known
     return replace(known, merged=change.version, merged_into=change.survivor)
-
-
-def _erased(known: Contact, change: Change) -> Contact:
-    """Keep nothing but the fact. Erased is for good: a later event of the same record changes nothing."""
-    erased = known.erased
-    if change.kind is Kind.ERASED:
-        erased = _newest(known.erased, change.version)
-    return Contact(
-        key=known.key,
-        erased=erased,
-        account=known.account or change.account,
-        merged_into=None,
-    )

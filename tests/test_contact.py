@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge import contact as contacts
 from bridge.model import Change, Contact, Kind, RecordKey, Value, Version
+from bridge.pipeline.merging import load, merge_all
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 KEY = RecordKey("crm", "84213")
@@ -111,3 +115,89 @@ def test_an_heir_has_the_newest_of_both() -> None:
     assert {name: state.value for name, state in both.fields.items()} == {"email": "old@example.com", "phone": "2"}
     assert (both.inherits, both.absorbed) == (("84213",), ("84213",))
     assert contacts.inherit(both, old) == both
+
+
+# --- one person under several ids ---
+
+A, B, C, D, E = (RecordKey("crm", letter) for letter in "ABCDE")
+
+
+def fields_of(key: RecordKey, minute: int) -> list[Change]:
+    said: dict[str, Value] = {"email": f"{key.source_id}@example.com", "optout": "true"}
+    return [Change(key, Kind.CHANGED, at(minute), said)]
+
+
+def merge_into(survivor: RecordKey, minute: int, *losers: RecordKey) -> list[Change]:
+    """Return what a merge says; the survivor is the first loser under a new id."""
+    return [
+        Change(loser, Kind.MERGED, at(minute), survivor=survivor.source_id, heir_of=loser == losers[0])
+        for loser in losers
+    ]
+
+
+def erasure(key: RecordKey, minute: int) -> list[Change]:
+    return [Change(key, Kind.ERASED, at(minute))]
+
+
+def at(minute: int) -> Version:
+    return Version(NOON + timedelta(minutes=minute), f"e{minute}")
+
+
+def processed(rounds: list[list[Change]]) -> dict[RecordKey, Contact]:
+    """Return all contacts after *rounds*, each of which loads and saves only what it bears upon."""
+    stored: dict[RecordKey, Contact] = {}
+
+    def find(keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
+        return {key: stored[key] for key in keys if key in stored}
+
+    for changes in rounds:
+        spoken_of = {change.key for change in changes}
+        spoken_of |= {RecordKey("crm", change.survivor) for change in changes if change.survivor}
+        known = load(find, spoken_of)
+        before = dict(known)
+        touched = merge_all(known, changes)
+        assert all(known[key] == before.get(key) for key in known.keys() - touched)
+        stored |= {key: known[key] for key in touched}
+    return stored
+
+
+MERGE = [fields_of(A, 1), fields_of(B, 2), merge_into(C, 3, A, B), fields_of(C, 4)]
+CHAIN = [*MERGE, fields_of(D, 5), merge_into(E, 6, C, D), fields_of(E, 7)]
+
+
+@pytest.mark.parametrize("people", [MERGE, CHAIN], ids=["merge", "chain"])
+@given(data=st.data())
+def test_erasing_one_record_of_a_person_erases_all_in_any_order(
+    people: list[list[Change]], data: st.DataObject
+) -> None:
+    keys = {change.key for event in people for change in event}
+    history = [*people, erasure(data.draw(st.sampled_from(sorted(keys)), label="erased"), 8)]
+    in_order = processed(history)
+    shuffled = data.draw(st.permutations(history), label="order")
+    assert processed(shuffled) == in_order
+    assert processed([[change for event in shuffled for change in event]]) == in_order
+    assert in_order.keys() == keys
+    assert all(contact.erased == at(8) and not contact.fields for contact in in_order.values())
+    assert "example.com" not in repr(in_order)
+
+
+@given(st.data())
+def test_of_two_erasures_of_a_person_the_newest_counts(data: st.DataObject) -> None:
+    history = [*MERGE, erasure(A, 5), erasure(C, 6)]
+    assert {contact.erased for contact in processed(data.draw(st.permutations(history))).values()} == {at(6)}
+
+
+@given(st.permutations(CHAIN))
+def test_merged_records_end_in_the_same_lineage_in_any_order(shuffled: list[list[Change]]) -> None:
+    contacts_then = processed(shuffled)
+    assert {key: replace(contact, fields={}) for key, contact in contacts_then.items()} == {
+        key: replace(contact, fields={}) for key, contact in processed(CHAIN).items()
+    }
+    assert contacts_then[E].absorbed == ("C", "D")
+    assert not any(contact.erased for contact in contacts_then.values())
+
+
+def test_a_merge_that_arrives_after_the_erasure_is_erased_too() -> None:
+    contacts_then = processed([fields_of(C, 4), erasure(C, 5), fields_of(A, 1), merge_into(C, 3, A, B)])
+    assert contacts_then[A].erased == contacts_then[B].erased == at(5)
+    assert (contacts_then[C].absorbed, contacts_then[A].merged_into) == (("A", "B"), "C")

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from bridge import contact as contacts
 from bridge.model import Change, Contact, Kind, RecordKey
+
+
+def load(
+    find: Callable[[Collection[RecordKey]], Mapping[RecordKey, Contact]], keys: Iterable[RecordKey]
+) -> dict[RecordKey, Contact]:
+    """Return the contacts of *keys* and all that they are merged with, as far as *find* knows them."""
+    known: dict[RecordKey, Contact] = {}
+    asked: set[RecordKey] = set()
+    wanted = set(keys)
+    while wanted:
+        found = find(wanted)
+        known |= found
+        asked |= wanted
+        wanted = set[RecordKey]().union(*map(contacts.relatives, found.values())) - asked
+    return known
 
 
 def merge_all(known: dict[RecordKey, Contact], changes: Sequence[Change]) -> set[RecordKey]:
@@ -23,7 +38,7 @@ def merge_all(known: dict[RecordKey, Contact], changes: Sequence[Change]) -> set
             touched.add(survivor)
     for key in list(touched):
         touched |= _pass_on(known, key)
-    return touched
+    return touched | _erase_together(known, touched)
 
 
 def _pass_on(known: dict[RecordKey, Contact], key: RecordKey) -> set[RecordKey]:
@@ -38,6 +53,40 @@ def _pass_on(known: dict[RecordKey, Contact], key: RecordKey) -> set[RecordKey]:
         passed.add(survivor)
         key = survivor
     return passed
+
+
+def _erase_together(known: dict[RecordKey, Contact], touched: Iterable[RecordKey]) -> set[RecordKey]:
+    """Erase every record of a person of whom one was erased, whichever it was; return what changed by that.
+
+    Merged records are one person, and parts of each live on in the others. All of them get the newest moment, so
+    that the order in which erasures and merges arrive does not show.
+    """
+    changed: set[RecordKey] = set()
+    seen: set[RecordKey] = set()
+    for key in touched:
+        if key in seen:
+            continue
+        person = _person(known, key)
+        seen |= person
+        newest = max((erased for one in person if (erased := known[one].erased)), default=None)
+        if newest is None:
+            continue
+        for one in person:
+            if known[one].erased != newest:
+                known[one] = contacts.erase(known[one], newest)
+                changed.add(one)
+    return changed
+
+
+def _person(known: Mapping[RecordKey, Contact], key: RecordKey) -> set[RecordKey]:
+    """Return the keys of all known records that are one person with *key*, itself included."""
+    found = {key}
+    queue = [key]
+    while queue:
+        near = (contacts.relatives(known[queue.pop()]) & known.keys()) - found
+        found |= near
+        queue.extend(near)
+    return found
 
 
 def lineage(

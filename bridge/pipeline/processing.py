@@ -16,13 +16,14 @@ from bridge.model import (
     Contact,
     Event,
     InboundRequest,
+    Kind,
     Outcome,
     RecordKey,
     Verified,
     Want,
 )
 from bridge.outbound import Api
-from bridge.pipeline.merging import lineage, merge_all
+from bridge.pipeline.merging import lineage, load, merge_all
 from bridge.pipeline.reading import after_reading, read, unless_readable, wants_read
 from bridge.rules import Route
 from bridge.sources.base import Genuine, change_fields
@@ -84,11 +85,13 @@ def process(
     touched &= known.keys()
     for key in touched:
         known[key] = unless_readable(known[key], can_read=api is not None)
+    before_erased = {key for key, contact in before.items() if contact.erased}
+    spoken = [entry for one in parsed for entry in _facts(one, account, known, now)]
     decision = Decision(
         contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
         wants=_decide(routes, known, touched, work, can_read=api is not None),
         results=[_result(one, account, known) for one in parsed],
-        audit=[entry for one in parsed for entry in _facts(one, account, known, now)],
+        audit=[*spoken, *_erased_along(known, touched - before_erased, spoken, now)],
         erased={key for key in touched if known[key].erased},
         decided=work.keys,
         account=account,
@@ -134,19 +137,8 @@ def _foreign(change: Change, account: str | None) -> bool:
 
 def _load(store: Store, keys: set[RecordKey], changes: Sequence[Change]) -> dict[RecordKey, Contact]:
     """Return the contacts of *keys* and all that they are merged with, as far as they are known."""
-    wanted = set(keys)
-    wanted |= {RecordKey(change.key.source, change.survivor) for change in changes if change.survivor}
-    known: dict[RecordKey, Contact] = {}
-    while wanted:
-        found = store.contacts(wanted)
-        known |= found
-        related = {
-            RecordKey(contact.key.source, source_id)
-            for contact in found.values()
-            for source_id in (*contact.absorbed, *([contact.merged_into] if contact.merged_into else []))
-        }
-        wanted = related - known.keys() - wanted
-    return known
+    survivors = {RecordKey(change.key.source, change.survivor) for change in changes if change.survivor}
+    return load(store.contacts, keys | survivors)
 
 
 def _decide(
@@ -162,7 +154,9 @@ def _decide(
     for key in sorted(touched, key=lambda key: (known[key].merged_into is not None, key)):
         contact = known[key]
         absorbed = lineage(known, contact, lambda one: one.absorbed)
-        heirlooms = tuple(one.key.source_id for one in lineage(known, contact, lambda one: one.inherits))
+        heirs_of = lineage(known, contact, lambda one: one.inherits)
+        # Records of an erased person pass nothing on: each lets go of, or removes, what it is linked to itself.
+        heirlooms = () if contact.erased else tuple(one.key.source_id for one in heirs_of)
         for route in routes:
             want = rules.decide(route, contact, absorbed)
             if can_read:
@@ -221,3 +215,21 @@ def _facts(
             inbound_id=one.inbound.id,
             fields=change_fields(changes),
         )
+
+
+def _erased_along(
+    known: Mapping[RecordKey, Contact], touched: Iterable[RecordKey], spoken: Iterable[AuditEntry], now: datetime
+) -> Iterable[AuditEntry]:
+    """Yield an audit entry for each contact erased just now that no inbound of this round spoke of."""
+    told = {(entry.source, entry.source_id) for entry in spoken}
+    for key in sorted(touched):
+        if known[key].erased and (key.source, key.source_id) not in told:
+            yield AuditEntry(
+                at=now,
+                kind="contact",
+                outcome=Kind.ERASED.value,
+                reason="Merged with a contact that was erased in the CRM, so it is the same person: everything "
+                "stored about this person was deleted.",
+                source=key.source,
+                source_id=key.source_id,
+            )
