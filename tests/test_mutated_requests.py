@@ -5,6 +5,7 @@ The damage is drawn from a fixed seed, so that a failure can be repeated.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -46,7 +48,9 @@ import sys
 from pathlib import Path
 from bridge.process import load, run_web
 from bridge.web import server
-server.READ_DEADLINE_S = 3.0  # nobody likes to wait for the real one
+server.READ_DEADLINE_S = 3.0  # nobody likes to wait for the real ones
+server.SEND_TIMEOUT_S = 0.5
+server.LINGER_S = 0.2
 loaded = load(Path(sys.argv[1]))
 run_web(loaded.config, loaded.environment, "127.0.0.1")
 """
@@ -457,4 +461,49 @@ def test_senders_that_never_finish_keep_nobody_waiting_for_long(server: Server) 
             assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
     finally:
         for peer in slow:
+            peer.close()
+
+
+def test_peers_that_read_no_answer_keep_nobody_waiting_for_long(server: Server) -> None:
+    asked = b"GET /api/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 150
+    deaf = [deaf_peer(server.port) for _ in range(THREADS_OF_SERVER + 4)]
+    try:
+        for peer in deaf:
+            with contextlib.suppress(BlockingIOError):
+                peer.send(asked)
+        until(lambda: all(hung_up_on(peer) for peer in deaf), within_s=15)
+        assert alive(server.port)
+    finally:
+        for peer in deaf:
+            peer.close()
+    assert "web.request_failed" not in server.log.read_text()  # or strangers could fill the log
+
+
+def deaf_peer(port: int) -> socket.socket:
+    """Return a connection with room for nearly no answer."""
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    peer.connect(("127.0.0.1", port))
+    peer.setblocking(False)
+    return peer
+
+
+def hung_up_on(peer: socket.socket) -> bool:
+    try:
+        peer.send(b"x")
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def test_connections_that_say_nothing_hold_no_thread(server: Server) -> None:
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3 * THREADS_OF_SERVER)]
+    try:
+        began = time.monotonic()
+        assert alive(server.port)
+        assert time.monotonic() - began < 4  # each would hold a thread for five seconds
+    finally:
+        for peer in silent:
             peer.close()

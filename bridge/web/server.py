@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
 from gunicorn.http.errors import InvalidHeader, UnsupportedTransferCoding
-from gunicorn.workers.gthread import TConn, ThreadWorker
+from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from bridge import log
 
@@ -33,6 +34,11 @@ from bridge import log
 # limits it is the writer: every statement gives the interpreter's lock away and waits for it again.
 THREADS = 32
 READ_DEADLINE_S = 20.0  # for a whole request to arrive; a sender that drips bytes holds a thread no longer
+SEND_TIMEOUT_S = 10.0  # for a peer that reads nothing of its answer
+ANSWER_DEADLINE_S = 30.0  # for a request and its answer; a peer that sips its answer holds a thread no longer
+FIRST_BYTE_S = 0.01  # a thread waits that long for a new connection to say something; then the poller does
+LINGER_S = 1.0  # for a peer to read the end of its last answer before the connection is closed
+LINGER_BYTES = 64 * 1024
 GRACE_S = 25  # platforms kill a process some 30 seconds after they asked it to stop
 KEEPALIVE_S = 15
 HEAD_LINE_BYTES = 8190
@@ -41,28 +47,37 @@ HEADER_BYTES = 16 * 1024  # a JSON web token may be that long
 
 
 class Worker(ThreadWorker):
-    """gunicorn's threads, with an end to the patience for slow senders."""
+    """gunicorn's threads, with an end to the patience for slow senders and slow readers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._began: dict[TConn, float] = {}  # requests under way
 
     def handle(self, conn: TConn) -> object:
+        if not conn.initialized:
+            if not conn.wait_for_data(FIRST_BYTE_S):
+                return _DEFER
+            limit_sending(conn.sock)
         self._began[conn] = time.monotonic()
         try:
-            return super().handle(conn)
+            goes_on = super().handle(conn)
         finally:
             self._began.pop(conn, None)
+        if not goes_on:
+            # gunicorn waits for the peer's goodbye in the thread that serves all connections: do it here before.
+            say_goodbye(conn.sock)
+        return goes_on
 
     def murder_pending(self) -> None:
-        """Called about once a second: hang up on whoever is still sending the same request."""
+        """Called about once a second: hang up on whoever takes too long over one request."""
         super().murder_pending()
-        latest = time.monotonic() - READ_DEADLINE_S
+        now = time.monotonic()
         for conn, began in list(self._began.items()):
-            if began < latest:
-                self._began.pop(conn, None)
+            if now - began > ANSWER_DEADLINE_S:
+                shut(conn.sock, socket.SHUT_RDWR)
+            elif now - began > READ_DEADLINE_S:
                 # Only the reading side: an answer that is being written still goes out.
-                hang_up(conn.sock)
+                shut(conn.sock, socket.SHUT_RD)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         # What we do not take is the sender's mistake, and none of ours that an alarm should count as a 5xx.
@@ -71,9 +86,35 @@ class Worker(ThreadWorker):
         super().handle_error(req, client, addr, exc)
 
 
-def hang_up(connection: socket.socket) -> None:
+def limit_sending(connection: socket.socket) -> None:
+    """Let a blocking send that gets nothing away fail with `BlockingIOError` after `SEND_TIMEOUT_S`."""
+    seconds, rest = divmod(SEND_TIMEOUT_S, 1)
+    timeval = struct.pack("@ll", int(seconds), int(rest * 1_000_000))
     with contextlib.suppress(OSError):  # it may be gone already
-        connection.shutdown(socket.SHUT_RD)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+
+def say_goodbye(connection: socket.socket) -> None:
+    """End the answer and give the peer a moment to close; afterwards nothing waits for it any more.
+
+    What it still sends is read: a close with unread bytes would take back the answer that is on its way.
+    """
+    deadline = time.monotonic() + LINGER_S
+    left = LINGER_BYTES
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        while left > 0 and (seconds := deadline - time.monotonic()) > 0:
+            connection.settimeout(seconds)
+            read = len(connection.recv(4096))
+            if not read:
+                break
+            left -= read
+    shut(connection, socket.SHUT_RD)
+
+
+def shut(connection: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):  # it may be gone already
+        connection.shutdown(how)
 
 
 class ServerLog(Logger):
@@ -105,7 +146,8 @@ class ServerLog(Logger):
     def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
         # Without its arguments: they quote the URL, which may hold a token.
         error = sys.exc_info()[1]
-        if error is not None:
+        # A peer that went away or does not read its answer: anybody can cause any number of those.
+        if error is not None and not isinstance(error, BlockingIOError | ConnectionError | TimeoutError):
             log.bug("web.request_failed", error)
 
     def log(self, lvl: int | str, msg: str, *args: Any, **kwargs: Any) -> None:
