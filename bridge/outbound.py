@@ -1,7 +1,7 @@
 """The one place that speaks HTTP outward.
 
-Only the configured base is called: no redirects, TLS verified, a time-out on every call, bodies read to a cap,
-no proxies or credentials taken from the environment.
+Only the configured base is called: no redirects, TLS verified, a time-out on every call and on its whole answer,
+bodies read to a cap, no proxies or credentials taken from the environment.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import requests
+import urllib3
 
 from bridge.errors import Permanent, Retryable
 from bridge.model import Exchange, utc_now
@@ -23,7 +24,9 @@ from bridge.model import Exchange, utc_now
 READ_CAP_BYTES = 4 * 1024 * 1024  # more than any page of a list that we ask for
 KEPT_BYTES = 64 * 1024  # of a body, in the audit log
 CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 20.0
+READ_TIMEOUT_S = 20.0  # without a byte
+TOTAL_TIMEOUT_S = 60.0  # until the whole body is there, however steadily it drips
+READ_BYTES = 64 * 1024  # of the body at once, decompressed
 USER_AGENT = "bridge (contact sync)"
 
 Query = Mapping[str, str | int] | Sequence[tuple[str, str | int]]
@@ -104,6 +107,7 @@ class Api:
         create_refused: Callable[[], None] = lambda: None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         read_timeout_s: float = READ_TIMEOUT_S,
+        total_timeout_s: float = TOTAL_TIMEOUT_S,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.session = session or new_session()
@@ -112,6 +116,7 @@ class Api:
         self.before_create = before_create
         self.create_refused = create_refused
         self.timeout_s = (connect_timeout_s, read_timeout_s)
+        self.total_timeout_s = total_timeout_s
         self.exchanges: list[Exchange] = []
 
     def call(
@@ -140,7 +145,9 @@ class Api:
         if query:
             url += "?" + urlencode(query, quote_via=quote)
         content = None if json is None else jsonlib.dumps(json, ensure_ascii=False).encode()
-        sent_headers = {"Accept": "application/json", "User-Agent": USER_AGENT, **(headers or {})}
+        # Nothing compressed: what comes is as large as it looks.
+        common = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+        sent_headers = {**common, **(headers or {})}
         if content is not None:
             sent_headers["Content-Type"] = "application/json"
         (self.turn if finishes else self.take)()
@@ -150,7 +157,7 @@ class Api:
         started = time.monotonic()
         try:
             reply = self._send(method, url, content, sent_headers)
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             failure = _no_answer(error, urlsplit(url).hostname or "")
             self._note(method, url, None, started, kept, "", type(error).__name__)
             raise failure from error
@@ -160,6 +167,7 @@ class Api:
         return reply
 
     def _send(self, method: str, url: str, content: bytes | None, headers: Mapping[str, str]) -> Reply:
+        deadline = time.monotonic() + self.total_timeout_s
         with self.session.request(
             method,
             url,
@@ -169,16 +177,7 @@ class Api:
             allow_redirects=False,
             stream=True,
         ) as response:
-            body = bytearray()
-            for chunk in response.iter_content(64 * 1024):
-                body += chunk
-                if len(body) > READ_CAP_BYTES:
-                    raise Retryable(
-                        f"The answer (HTTP {response.status_code}) is larger than 4 MiB.",
-                        code="nonsense",
-                        status=response.status_code,
-                        maybe_done=True,
-                    )
+            body = _body(response, deadline)
             lower = {name.lower(): value for name, value in response.headers.items()}
             if 300 <= response.status_code < 400:
                 raise Permanent(
@@ -186,7 +185,7 @@ class Api:
                     code="redirect",
                     status=response.status_code,
                 )
-            return Reply(response.status_code, lower, bytes(body))
+            return Reply(response.status_code, lower, body)
 
     def _note(
         self, method: str, url: str, status: int | None, started: float, sent: str, got: str, error: str = ""
@@ -212,11 +211,37 @@ def _kept(body: bytes) -> str:
     return text if len(body) <= KEPT_BYTES else text + "…"
 
 
-def _no_answer(error: requests.RequestException, host: str) -> Retryable | Permanent:
-    """Say what a failure of `requests` means; every class it has is covered by one of these."""
+def _body(response: requests.Response, deadline: float) -> bytes:
+    """Read the whole body, as it comes and in small parts, so that neither its pace nor its size can hold us.
+
+    Raises:
+        Retryable: it is larger than the cap once decompressed. requests.ReadTimeout, urllib3's HTTPError: it did
+            not come whole, or not in time.
+    """
+    raw: urllib3.HTTPResponse = response.raw
+    body = bytearray()
+    # At most so much is decompressed at once. `read` would wait until so much is there.
+    while part := raw.read1(READ_BYTES, decode_content=True):
+        body += part
+        if len(body) > READ_CAP_BYTES:
+            raise Retryable(
+                f"The answer (HTTP {response.status_code}) is larger than 4 MiB.",
+                code="nonsense",
+                status=response.status_code,
+                maybe_done=True,
+            )
+        if time.monotonic() > deadline:
+            raise requests.ReadTimeout("The body did not come whole in time.")
+    return bytes(body)
+
+
+def _no_answer(
+    error: requests.RequestException | urllib3.exceptions.HTTPError, host: str
+) -> Retryable | Permanent:
+    """Say what a failure of `requests`, or of reading the body, means; every class is covered by one of these."""
     if isinstance(error, requests.ConnectTimeout):
         return Retryable(f"{host} could not be reached in time.", code="network")
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, requests.Timeout | urllib3.exceptions.ReadTimeoutError):
         return Retryable(f"{host} did not answer in time.", code="timeout", maybe_done=True)
     if isinstance(error, requests.exceptions.SSLError):
         return Retryable(f"The TLS certificate of {host} cannot be trusted.", code="tls")
