@@ -236,6 +236,9 @@ class Delivery:
     unsure_since: datetime | None = None  # a create of unknown fate was sent then: search, do not create
     left_out: Mapping[str, str] = field(default_factory=dict)  # target field -> why the rules left it out
     wanted_at: datetime | None = None  # since when the target is behind what is desired; None: it is not
+    # What a push may have written whose outcome was not heard (crash, time-out, newer state): by target field.
+    # None: nothing is in doubt. While it is not None, *accepted* is not believed.
+    attempted: Mapping[str, Value] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +256,7 @@ class Want:
     inherit_from: tuple[str, ...] = ()  # source ids whose target ids this contact may take over
     again: bool = False  # a replay: send a failed or ambiguous one again though nothing changed
     forget: bool = False  # the person was erased: keep nothing of what the target accepted
+    unclear: bool = False  # whether the person opted out cannot be told: an opt-out that was told stays
     quiet_s: float = 0.0  # in a burst: wait this long for more before sending
 
 

@@ -6,8 +6,10 @@ the rule says ``empty = "clear"``. An opt-out is judged by what was last said in
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -61,6 +63,14 @@ class Route:
         expressions += [rule for rule in (self.when, self.opt_out) if rule is not None]
         return frozenset[str]().union(*(expression.names for expression in expressions))
 
+    @cached_property
+    def digest(self) -> str:
+        """A text that differs between routes that may decide differently, and is the same in every process."""
+        rules = sorted((r.target, r.value.text, r.kind, r.mode, r.empty) for r in self.fields)
+        conditions = [rule and rule.text for rule in (self.when, self.opt_out)]
+        told = [self.type.name, rules, conditions, self.create, self.on_delete, self.region]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
 
 def decide(route: Route, contact: Contact, absorbed: Sequence[Contact] = ()) -> Want:
     """Return what *route*'s target should hold of *contact*.
@@ -73,7 +83,7 @@ def decide(route: Route, contact: Contact, absorbed: Sequence[Contact] = ()) -> 
         opted_out = _opted_out(route, contact, absorbed)
     except BadValue as error:
         said = f"The route's opt_out rule cannot be computed, so nothing is sent until it can. {error}"
-        return _nothing(route, contact, said)
+        return replace(_nothing(route, contact, said), unclear=True)
     if not contact.alive:
         return _of_the_dead(route, contact, opted_out=opted_out)
     if waiting := _waiting(route, contact):

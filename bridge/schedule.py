@@ -24,6 +24,9 @@ TRIES_OF: Mapping[str, int] = {"nonsense": 8, "missing": 12, "unverified": 12, "
 # In a burst each further change puts a delivery off a little, but never for longer than this.
 LONGEST_QUIET_S = 5.0
 
+SENDING = "It is being sent right now."
+THEN = f"{SENDING} Then: "
+NOTHING = "The rules ask for nothing to be sent now."
 DUE_NOW = "Due now; it is sent as soon as the target has a free turn."
 
 
@@ -43,23 +46,23 @@ def plan(current: Delivery | None, want: Want, *, held: TargetStatus, now: datet
     """Return the delivery's row after processing decided *want*; *current* itself where nothing is to be done."""
     row = current or Delivery(want.target, want.key, State.WAITING, "", now)
     if want.forget:
-        row = replace(row, accepted=None)
-    desired = _tightened(row, want.desired)
+        row = forgotten(row, want.desired)
+    desired = _tightened(row, want)
     same = current is not None and row.desired == desired and row.left_out == want.dropped
     if same and desired is not None and not want.again:
         return row
     revision = row.revision if row.desired == desired else row.revision + 1
     row = replace(row, desired=desired, revision=revision, left_out=want.dropped)
     if row.state is State.SENDING:
-        return replace(
-            row, updated_at=now
-        )  # what is under way ends first; `succeeded` and `failed` see the revision
+        # What is under way ends first; `succeeded` and `failed` see the revision.
+        return replace(row, updated_at=now, reason=SENDING if desired else THEN + want.reason)
     if desired is None:
         planned = _settled(row, State.WAITING, want.reason)
     elif (done := _already(row, desired)) is not None and not (want.again and row.state in _PARKED):
         planned = done
-    elif row.state is State.RETRYING and not want.again:
-        planned = row  # the target is in trouble: the new state goes with the next try
+    elif row.state is State.RETRYING and not want.again and not _tightens(desired, current):
+        # The target is in trouble: the new state goes with the next try, and has all its tries before it.
+        planned = replace(row, attempts=0)
     else:
         planned = _due(row, held, now, quiet_s=0 if desired.opt_out else want.quiet_s)
     return planned if planned == current else replace(planned, updated_at=now)
@@ -68,8 +71,27 @@ def plan(current: Delivery | None, want: Want, *, held: TargetStatus, now: datet
 _PARKED = frozenset({State.FAILED, State.AMBIGUOUS, State.WAITING})
 
 
-def _tightened(row: Delivery, desired: Desired | None) -> Desired | None:
-    """A person who opted out at the target stays so when the contact was removed there: it is not made anew."""
+def _tightens(desired: Desired, current: Delivery | None) -> bool:
+    """Say whether an opt-out is new: it waits for nothing."""
+    return desired.opt_out and not (current and current.desired and current.desired.opt_out)
+
+
+def forgotten(row: Delivery, desired: Desired | None) -> Delivery:
+    """Return the row of an erased person without anything personal.
+
+    Only while a create of unknown fate must be found, to be removed, is kept by what it is found.
+    """
+    searching = desired is not None and desired.gone and row.unsure_since is not None
+    attempted = row.attempted if searching or row.attempted is None else {}
+    return replace(row, accepted=None, attempted=attempted)
+
+
+def _tightened(row: Delivery, want: Want) -> Desired | None:
+    """Keep what was said of an opt-out where the rules cannot tell, or where only we still know of it."""
+    desired = want.desired
+    if desired is None and want.unclear and row.desired is not None and row.desired.opt_out:
+        return Desired(opt_out=True, create=False)
+    # A person who opted out at the target stays so when the contact was removed there: it is not made anew.
     if desired and row.accepted_opt_out and row.target_id is None and not desired.gone and not desired.opt_out:
         return replace(desired, opt_out=True)
     return desired
@@ -91,6 +113,8 @@ def unmet(desired: Desired, accepted: Mapping[str, Value] | None) -> tuple[str, 
 
 def _already(row: Delivery, desired: Desired) -> Delivery | None:
     """Return the row at rest if the target is known to hold *desired*, so that no call is needed."""
+    if row.attempted is not None:
+        return None  # a push whose outcome was not heard may have written something else meanwhile
     if desired.gone:
         if row.target_id is None and row.accepted is None and row.unsure_since is None:
             reason = "Gone from the CRM; the target holds nothing of it from bridge."
@@ -146,6 +170,36 @@ def held_reason(held: TargetStatus) -> str:
     return f"The target is held: {held.reason} Bridge tries again by itself; then this is sent."
 
 
+def begun(row: Delivery, now: datetime) -> Delivery:
+    """Return the row while it is sent. Until an outcome is heard, the target may hold any of what is tried."""
+    attempted = row.attempted
+    if row.unsure_since is None or attempted is None:
+        attempted = _may_hold(attempted or {}, (row.desired or Desired()).fields)
+    return replace(row, state=State.SENDING, reason=SENDING, attempted=attempted, updated_at=now)
+
+
+def _may_hold(before: Mapping[str, Value], tried: Mapping[str, Value]) -> dict[str, Value]:
+    """Return *tried* over *before*; of lists (tags), all that either has."""
+    both = {**before, **tried}
+    for name, value in before.items():
+        other = tried.get(name)
+        if isinstance(value, list) and isinstance(other, list):
+            both[name] = sorted({*map(str, value), *map(str, other)})
+    return both
+
+
+def believed(row: Delivery) -> Mapping[str, Value] | None:
+    """Return what the target is known to hold, for telling what to write.
+
+    In doubt nothing is, and an adapter compares with what it reads. Lists are told all the same: what is not in
+    them was never put there by bridge.
+    """
+    if row.attempted is None or row.accepted is None:
+        return row.accepted
+    held = _may_hold(row.accepted, row.attempted)
+    return {name: value for name, value in held.items() if isinstance(value, list)}
+
+
 def interrupted(row: Delivery, now: datetime) -> Delivery:
     """Return the row of a push whose runner died: due again."""
     reason = "The process was stopped in the middle of sending; it is sent again now."
@@ -164,6 +218,7 @@ def succeeded(
         # What a removed contact held of an opt-out is remembered here, or nobody would know any more.
         accepted_opt_out=receipt.opted_out or (gone and current.accepted_opt_out),
         unsure_since=None,
+        attempted=None,
         attempts=0,
         error=None,
         status=None,
@@ -176,7 +231,7 @@ def succeeded(
     if desired.gone:
         return _settled(row, State.REMOVED, f"Gone from the CRM, and removed from the target.{notes}")
     if receipt.outcome == "absent":
-        if desired.opt_out:
+        if desired.opt_out or receipt.opted_out:
             reason = f"The person opted out and is not in the target; bridge never creates them there.{notes}"
             return _settled(row, State.OPTED_OUT, reason)
         reason = (
@@ -227,5 +282,6 @@ def superseded(current: Delivery, *, held: TargetStatus, now: datetime) -> Deliv
 def _newer(row: Delivery, held: TargetStatus, now: datetime) -> Delivery:
     """A newer state arrived while one was being sent."""
     if row.desired is None:
-        return _settled(row, State.WAITING, "The rules ask for nothing to be sent now.")
+        reason = row.reason.removeprefix(THEN) if row.reason.startswith(THEN) else NOTHING
+        return _settled(row, State.WAITING, reason)
     return _already(row, row.desired) or _due(row, held, now)

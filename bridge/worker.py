@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -45,6 +46,8 @@ class Worker:
         self._tickets: dict[str, Ticket] = {}
         self._sessions = threading.local()
         self._stopping = threading.Event()
+        # Two records with one phone must not both be searched for, and both be created: one at a time per target.
+        self._creating = {name: threading.Lock() for name in self.config.targets}
         self._sources: Mapping[str, SourceConnection] = {
             process_lane(name): connection for name, connection in self.config.sources.items()
         }
@@ -65,6 +68,15 @@ class Worker:
         self.store.beat("worker", self.owner, self.clock())
         for lane in self.lanes:
             self._ticket(lane)
+        readable = {name: self._reader(one) is not None for name, one in self.config.sources.items()}
+        ruling = pipeline.follow(self.config.routes, readable, self.store, self.clock())
+        if ruling.changed or ruling.gone or ruling.unread:
+            log.event(
+                "rules.changed",
+                changed=[f"{source} -> {target}" for source, target in ruling.changed],
+                gone=[f"{source} -> {target}" for source, target in ruling.gone],
+                read_again=list(ruling.unread),
+            )
         self.engine.start(self.lanes, self.run)
         log.event("worker.started", lanes=len(self.lanes), owner=self.owner)
 
@@ -183,7 +195,8 @@ class Worker:
                 before_create=push.before_create,
                 create_refused=push.create_refused,
             )
-            pipeline.deliver(push, api, settle=timedelta(seconds=self.config.bridge.settle_s), now=now)
+            with self._creating[connection.name] if claimed.target_id is None else nullcontext():
+                pipeline.deliver(push, api, settle=timedelta(seconds=self.config.bridge.settle_s), now=now)
         return None
 
     def _probe(self, lane: str, connection: TargetConnection, status: TargetStatus) -> TargetStatus:

@@ -114,7 +114,7 @@ def test_trouble_is_tried_again_later_and_new_state_does_not_hurry_it() -> None:
     assert failed.due_at is not None
     assert failed.due_at >= NOON + timedelta(seconds=30)
     newer = planned(want(ANITA), start=failed)
-    assert (newer.state, newer.due_at, newer.attempts) == (State.RETRYING, failed.due_at, 1)
+    assert (newer.state, newer.due_at, newer.attempts) == (State.RETRYING, failed.due_at, 0)
 
 
 def test_waiting_for_the_quota_is_no_attempt() -> None:

@@ -70,11 +70,13 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
     job = Job(
         key=claimed.key,
         desired=desired,
-        accepted=claimed.accepted,
+        accepted=schedule.believed(claimed),
         target_id=claimed.target_id,
         now=now,
         unsure_since=claimed.unsure_since,
         settled=claimed.unsure_since is None or now - claimed.unsure_since >= settle,
+        before=claimed.accepted or {},
+        tried=claimed.attempted or {},
         opted_out=claimed.accepted_opt_out,
         link=push.link,
     )
@@ -84,13 +86,20 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
     error: DeliveryFailed | None = None
     try:
         target = connection.target
+        if (elder := _elder(connection, job)) is not None:
+            # The create of unknown fate was sent with another key than the one wanted now.
+            found = target.deliver(api, elder)
+            job = replace(job, target_id=found.target_id, unsure_since=None, settled=True)
         receipt = target.remove(api, job) if desired.gone else target.deliver(api, job)
     except Superseded:
+        held = _held(store, claimed)
         return Delivered(
             store.finish(
                 push.ticket,
                 claimed,
-                lambda row: schedule.superseded(_present(row, claimed), held=_held(store, claimed), now=utc_now()),
+                lambda row: schedule.superseded(
+                    replace(_present(row, claimed), unsure_since=push.unsure_since), held=held, now=utc_now()
+                ),
                 None,
             )
         )
@@ -145,6 +154,20 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
     return Delivered(delivery, held.reason if isinstance(error, Refused) and held.mode == "held" else "")
 
 
+def _elder(connection: TargetConnection, job: Job) -> Job | None:
+    """Return a search for the contact that an unheard create may have made, where its key has changed since.
+
+    It creates nothing; as long as the create is not settled, it raises as any push in doubt does.
+    """
+    if job.unsure_since is None or job.target_id is not None:
+        return None
+    names = {name for group in connection.type.identities for name in group}
+    key = {name: value for name, value in job.tried.items() if name in names and value is not None}
+    if not key or all(job.desired.fields.get(name) == value for name, value in key.items()):
+        return None
+    return replace(job, desired=Desired(fields=key, create=False), accepted=None)
+
+
 def _present(row: Delivery | None, claimed: Delivery) -> Delivery:
     return row or claimed
 
@@ -174,11 +197,15 @@ def probe(
     """Try a held target's credentials with one harmless call: open it, or hold it for twice as long."""
     try:
         connection.target.check(api)
-    except DeliveryFailed as error:
+    except Exception as error:
+        if not isinstance(error, DeliveryFailed):
+            log.bug("target.probe_failed", error, target=connection.name)
+        # What it was held for stays the reason, unless the platform itself says it anew.
+        reason = str(error) if isinstance(error, Refused) else status.reason
         held_for_s = (now - (status.since or now)).total_seconds()
         pause_s = min(max(PROBE_S, held_for_s), PROBE_CAP_S)
-        store.hold(connection.name, str(error), now, now + timedelta(seconds=pause_s))
+        store.hold(connection.name, reason, now, now + timedelta(seconds=pause_s))
     else:
         log.event("target.resumed", target=connection.name)
-        store.resume(connection.name, "bridge: the credentials work again", now)
+        store.resume(connection.name, "bridge: the credentials work again", now, held_only=True)
     return store.target_status(connection.name)

@@ -92,7 +92,9 @@ class Work:
     """What a source's lane has to process now."""
 
     inbounds: Sequence[Inbound] = ()  # oldest first
-    keys: Sequence[RecordKey] = ()  # contacts to decide again: a replay, or due to be read from the CRM
+    keys: Sequence[
+        RecordKey
+    ] = ()  # contacts to decide again: a replay, other rules, or due to be read from the CRM
     replays: frozenset[RecordKey] = frozenset()  # those of *keys* that a person asked for
     account: str | None = None  # the CRM account this source was first heard from
     more: bool = False  # there is more than *limit*
@@ -118,6 +120,31 @@ class Decision:
     # No longer marked for a replay, and no longer due to be read unless saved with a later moment in *contacts*.
     decided: Collection[RecordKey] = ()
     account: str | None = None  # remember it as the source's, if none is remembered yet
+
+
+Pair = tuple[str, str]  # the names of a source and a target
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules that were last in force, as far as one must know to tell whether they are others now."""
+
+    routes: Mapping[Pair, str]  # every route's digest; "": what its change asks for was begun and not ended
+    reads: Mapping[str, Collection[str]]  # source -> the fields that were asked of its CRM; none: it was never
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What it asks for that *rules* are in force from now on."""
+
+    rules: Rules
+    changed: Collection[
+        Pair
+    ] = ()  # routes that are new or others: all contacts of their sources are decided again
+    gone: Collection[Pair] = ()  # routes that are no more
+    unread: Collection[
+        str
+    ] = ()  # sources whose contacts are to be read again: more of them is needed than was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +276,9 @@ class Store(Protocol):
     # --- delivery (a target's lane) ---
 
     def claim(self, ticket: Ticket, now: datetime) -> Delivery | None:
-        """Mark the oldest due delivery of the lane ``sending`` and return it, or None when none is due.
+        """Mark the oldest due delivery of the lane ``sending`` (`schedule.begun`) and return it, or None.
+
+        Its *attempted* is what was in doubt before this claim; None: nothing was.
 
         Raises:
             LostLane: *ticket* is no longer the newest.
@@ -307,8 +336,8 @@ class Store(Protocol):
 
     def pause(self, target: str, reason: str, by: str, now: datetime) -> None: ...
 
-    def resume(self, target: str, by: str, now: datetime) -> None:
-        """Open the target: its held deliveries are due at once."""
+    def resume(self, target: str, by: str, now: datetime, *, held_only: bool = False) -> None:
+        """Open the target: its held deliveries are due at once. *held_only*: unless a person paused it."""
         ...
 
     def note_refusal(self, target: str, now: datetime) -> int:
@@ -329,6 +358,23 @@ class Store(Protocol):
 
     def replay_inbound(self, now: datetime, by: str, inbound_ids: Collection[int]) -> int:
         """Process stored requests again, from their bytes; those without a payload are left out."""
+        ...
+
+    # --- rules ---
+
+    def rules(self) -> Rules | None:
+        """Return the rules that were last put in force; None when none ever were."""
+        ...
+
+    def put_in_force(self, asked: Ruling, now: datetime) -> None:
+        """Mark what is to be decided or read again, let go of what is not to be sent, then remember the rules.
+
+        What is queued for a changed route is not due until its contact was decided again; what is queued for one
+        that is gone never is. Links, what targets accepted, and creates of unknown fate are kept.
+
+        No lane may run meanwhile. This may change very many rows, in several transactions: after a crash half-way
+        `rules` tells other digests than before, so that the next start does all of it again.
+        """
         ...
 
     # --- reading ---

@@ -71,6 +71,10 @@ class Job:
     # A create of unknown fate was sent at this moment (time-out, crash): search, and create only when settled.
     unsure_since: datetime | None = None
     settled: bool = True
+    # What it was last known to hold, whether or not that is still believed: for finding it by an older key.
+    before: Mapping[str, Value] = field(default_factory=dict)
+    # What a push whose outcome was not heard may have written: the same, for a key that changed in it.
+    tried: Mapping[str, Value] = field(default_factory=dict)
     opted_out: bool = False  # the target was last known to hold an opt-out of this person
     # Remember, durably and before the first write, that this contact is that target contact.
     # Raises Ambiguous when another contact of the same source is linked to it already.

@@ -65,7 +65,8 @@ CREATE TABLE contact (
   search TEXT NOT NULL,
   erased INTEGER NOT NULL,
   read_due TEXT,                         -- when to read it from the CRM
-  replay_at TEXT,                        -- a person asked to decide it again
+  replay_at TEXT,                        -- to be decided again: a person asked for it, or the rules changed
+  asked INTEGER NOT NULL DEFAULT 0,      -- a person did
   updated_at TEXT NOT NULL,
   UNIQUE (source, source_id)
 );
@@ -92,6 +93,7 @@ CREATE TABLE delivery (
   unsure_since TEXT,
   left_out TEXT NOT NULL,                -- JSON
   wanted_at TEXT,
+  attempted TEXT,                        -- JSON: what a push may have written whose outcome was not heard
   UNIQUE (target, source, source_id)
 );
 
@@ -145,6 +147,19 @@ CREATE TABLE source_state (
   last_inbound_at TEXT,
   refused INTEGER NOT NULL DEFAULT 0,
   last_refused_at TEXT
+) WITHOUT ROWID;
+
+-- The rules that were last in force, to see when they are others.
+CREATE TABLE route_rules (
+  source TEXT NOT NULL,
+  target TEXT NOT NULL,
+  digest TEXT NOT NULL,                  -- '': a change was begun and not ended
+  PRIMARY KEY (source, target)
+) WITHOUT ROWID;
+
+CREATE TABLE source_reads (
+  source TEXT PRIMARY KEY,
+  fields TEXT NOT NULL                   -- JSON: the names that were asked of the CRM
 ) WITHOUT ROWID;
 
 CREATE TABLE refusal (

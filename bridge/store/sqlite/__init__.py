@@ -1,7 +1,7 @@
 """The store of one machine: one SQLite file, written by one transaction at a time.
 
-Every method is one transaction (but for holding and resuming, which may concern very many deliveries and can stop
-half-way without harm); the statements are in the modules beside this one.
+Every method is one transaction (but for holding, resuming and other rules, which may concern very many deliveries and
+can stop half-way without harm); the statements are in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from bridge.store.protocol import (
     Plan,
     Received,
     Refusal,
+    Rules,
+    Ruling,
     TargetStatus,
     Ticket,
     Work,
 )
-from bridge.store.sqlite import delivering, keeping, processing, reading, receiving
+from bridge.store.sqlite import delivering, keeping, processing, reading, receiving, ruling
 from bridge.store.sqlite.file import SqliteFile
 from bridge.store.sqlite.rows import target_status
 
@@ -132,11 +134,11 @@ class SqliteStore:
             delivering.pause(db, salt, target, reason, by, now)
         self._hold_deliveries(target, now)
 
-    def resume(self, target: str, by: str, now: datetime) -> None:
+    def resume(self, target: str, by: str, now: datetime, *, held_only: bool = False) -> None:
         salt, opened = self._salt, False
         while not opened:
             with self._file.writing() as db:
-                opened = delivering.resume_some(db, salt, target, by, now, SLICE)
+                opened = delivering.resume_some(db, salt, target, by, now, SLICE, held_only=held_only)
 
     def _hold_deliveries(self, target: str, now: datetime) -> None:
         all_held = False
@@ -169,6 +171,22 @@ class SqliteStore:
         salt = self._salt
         with self._file.writing() as db:
             return keeping.replay_inbound(db, salt, now, by, inbound_ids)
+
+    # --- rules ---
+
+    def rules(self) -> Rules | None:
+        with self._file.reading() as db:
+            return ruling.rules(db)
+
+    def put_in_force(self, asked: Ruling, now: datetime) -> None:
+        salt = self._salt
+        with self._file.writing() as db:
+            last = ruling.begin(db, asked)
+        for start in range(0, last, SLICE):
+            with self._file.writing() as db:
+                ruling.apply(db, asked, range(start + 1, start + 1 + SLICE), now)
+        with self._file.writing() as db:
+            ruling.end(db, salt, asked, now)
 
     # --- reading ---
 

@@ -9,8 +9,8 @@ from sqlite_utils import Database
 
 from bridge import schedule
 from bridge.errors import Ambiguous
-from bridge.model import AuditEntry, Delivery, RecordKey, State, from_iso, iso
-from bridge.store.codec import exchanges_detail, maybe_iso, maybe_moment
+from bridge.model import AuditEntry, Delivery, Desired, RecordKey, State, from_iso, iso
+from bridge.store.codec import exchanges_detail, maybe_iso, maybe_moment, to_json
 from bridge.store.protocol import Attempt, Plan, TargetStatus, Ticket
 from bridge.store.sqlite.processing import check_fence, fitted, next_due, read_lane
 from bridge.store.sqlite.rows import (
@@ -24,8 +24,6 @@ from bridge.store.sqlite.rows import (
     target_status,
     without_person,
 )
-
-SENDING = "It is being sent right now."
 
 # --- one push --------------------------------------------------------------------------------------------
 
@@ -43,11 +41,14 @@ def claim(db: Database, ticket: Ticket, now: datetime) -> Delivery | None:
     ).fetchone()
     if row is None:
         return None
+    stored = delivery_of(row)
+    begun = schedule.begun(stored, now)
     db.execute(
-        "UPDATE delivery SET state = 'sending', reason = ?, updated_at = ? WHERE id = ?",
-        (SENDING, iso(now), row["id"]),
+        "UPDATE delivery SET state = 'sending', reason = ?, updated_at = ?, attempted = ? WHERE id = ?",
+        (begun.reason, iso(now), to_json(dict(begun.attempted or {})), row["id"]),
     )
-    return replace(delivery_of(row), state=State.SENDING, reason=SENDING, updated_at=now)
+    # The caller is told what was in doubt before; from now on, what it tries is as well.
+    return replace(begun, attempted=stored.attempted)
 
 
 def link(db: Database, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
@@ -64,8 +65,14 @@ def link(db: Database, ticket: Ticket, claimed: Delivery, target_id: str) -> Non
 def mark_unsure(db: Database, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
     check_fence(db, ticket)
     db.execute(
-        "UPDATE delivery SET unsure_since = ? WHERE target = ? AND source = ? AND source_id = ?",
-        (iso(at), claimed.target, claimed.key.source, claimed.key.source_id),
+        "UPDATE delivery SET unsure_since = ?, attempted = ? WHERE target = ? AND source = ? AND source_id = ?",
+        (
+            iso(at),
+            to_json(dict((claimed.desired or Desired()).fields)),
+            claimed.target,
+            claimed.key.source,
+            claimed.key.source_id,
+        ),
     )
 
 
@@ -231,12 +238,15 @@ def hold_some(db: Database, target: str, now: datetime, limit: int) -> bool:
     return max(held, retold) < limit
 
 
-def resume_some(db: Database, salt: bytes, target: str, by: str, now: datetime, limit: int) -> bool:
+def resume_some(
+    db: Database, salt: bytes, target: str, by: str, now: datetime, limit: int, *, held_only: bool
+) -> bool:
     """Make up to *limit* held deliveries due, open the target with the last of them; return whether it is open.
 
     Nothing is claimed before: if the process ends half-way, the target is still closed and can be resumed again.
     """
-    if target_status(db, target).mode == "open":
+    mode = target_status(db, target).mode
+    if mode == "open" or (held_only and mode == "paused"):
         return True
     # Their own moments are void: what made them wait was the target.
     released = db.execute(

@@ -64,7 +64,7 @@ def prune(db: Database, payloads_before: str, keys_before: str, limit: int) -> i
 
 
 _MARK_MATCHING = (
-    "UPDATE contact SET replay_at = ? WHERE (source, source_id) IN"
+    "UPDATE contact SET replay_at = ?, asked = 1 WHERE (source, source_id) IN"
     " (SELECT d.source, d.source_id FROM delivery d WHERE {conditions})"
 )
 

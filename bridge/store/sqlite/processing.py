@@ -141,24 +141,21 @@ def next_due(db: Database, target: str, number: int) -> datetime | None:
 def work(db: Database, source: str, now: datetime, limit: int) -> Work:
     inbounds, more = _queued(db, source, limit)
     until = (source, iso(now), limit + 1)
-    replays = [RecordKey(source, row["source_id"]) for row in db.execute(_REPLAYS, until)]
-    marked = set(replays)
-    reads = [
-        key for row in db.execute(_READS, until) if (key := RecordKey(source, row["source_id"])) not in marked
-    ]
-    keys = (replays + reads)[:limit]
+    again = {RecordKey(source, row["source_id"]): bool(row["asked"]) for row in db.execute(_AGAIN, until)}
+    reads = [key for row in db.execute(_READS, until) if (key := RecordKey(source, row["source_id"])) not in again]
+    keys = [*again, *reads][:limit]
     account = db.execute("SELECT account FROM source_state WHERE source = ?", (source,)).fetchone()
     return Work(
         inbounds=inbounds,
         keys=keys,
-        replays=frozenset(replays) & frozenset(keys),
+        replays=frozenset(key for key in keys if again.get(key)),
         account=account["account"] if account else None,
-        more=more or len(replays) + len(reads) > limit,
+        more=more or len(again) + len(reads) > limit,
     )
 
 
-_REPLAYS = (
-    "SELECT source_id FROM contact WHERE source = ? AND replay_at IS NOT NULL AND replay_at <= ?"
+_AGAIN = (
+    "SELECT source_id, asked FROM contact WHERE source = ? AND replay_at IS NOT NULL AND replay_at <= ?"
     " ORDER BY replay_at LIMIT ?"
 )
 _READS = (
@@ -222,7 +219,7 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
     for key in decision.decided:
         # What was due to be read and was not (it is deleted, or nothing can be read) must not stay due for ever.
         db.execute(
-            "UPDATE contact SET replay_at = NULL, read_due = CASE WHEN read_due > ? THEN read_due END"
+            "UPDATE contact SET replay_at = NULL, asked = 0, read_due = CASE WHEN read_due > ? THEN read_due END"
             " WHERE source = ? AND source_id = ?",
             (moment, key.source, key.source_id),
         )
@@ -278,8 +275,21 @@ def _with_inheritance(
             # What the target is known to hold goes with the link, and so does an opt-out.
             accepted=loser.accepted,
             accepted_opt_out=heir.accepted_opt_out or loser.accepted_opt_out,
+            attempted=loser.attempted,
             unsure_since=None,
         )
+    return _with_doubt(db, want, current, now)
+
+
+def _with_doubt(db: Database, want: Want, current: Delivery | None, now: datetime) -> Delivery | None:
+    """Return *current* with the create of unknown fate of a record that was merged into this one."""
+    if current is not None and current.unsure_since is not None:
+        return current
+    for source_id in want.inherit_from:
+        loser = load_delivery(db, want.target, RecordKey(want.key.source, source_id))
+        if loser is not None and loser.unsure_since is not None:
+            heir = current or Delivery(want.target, want.key, State.WAITING, "", now)
+            return replace(heir, unsure_since=loser.unsure_since, attempted=loser.attempted)
     return current
 
 
@@ -293,7 +303,7 @@ def _erase(db: Database, decision: Decision, lanes: LaneCounts, now: datetime) -
         for row in rows:
             delivery = delivery_of(row)
             wiped = (
-                replace(delivery, accepted=None)
+                schedule.forgotten(delivery, delivery.desired)
                 if (delivery.target, key) in planned
                 else without_person(delivery, now)
             )
@@ -316,7 +326,8 @@ def mark_for_replay(db: Database, keys: Iterable[RecordKey], now: str) -> list[R
         key
         for key in dict.fromkeys(keys)
         if db.execute(
-            "UPDATE contact SET replay_at = ? WHERE source = ? AND source_id = ?", (now, key.source, key.source_id)
+            "UPDATE contact SET replay_at = ?, asked = 1 WHERE source = ? AND source_id = ?",
+            (now, key.source, key.source_id),
         ).rowcount
     ]
 

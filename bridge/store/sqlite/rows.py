@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from bridge import schedule
 from bridge.lanes import slot_of
 from bridge.model import AuditEntry, Contact, Delivery, Outcome, RecordKey, State, from_iso, iso
 from bridge.store.codec import (
@@ -71,15 +72,16 @@ def is_erased(db: Database, key: RecordKey) -> bool:
 
 _SAVE_DELIVERY = """
 INSERT INTO delivery (target, source, source_id, slot, lane, state, reason, updated_at, desired, revision,
-  accepted, accepted_opt_out, target_id, due_at, attempts, error, status, unsure_since, left_out, wanted_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  accepted, accepted_opt_out, target_id, due_at, attempts, error, status, unsure_since, left_out, wanted_at,
+  attempted)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (target, source, source_id) DO UPDATE SET
   slot = excluded.slot, lane = excluded.lane, state = excluded.state, reason = excluded.reason,
   updated_at = excluded.updated_at, desired = excluded.desired, revision = excluded.revision,
   accepted = excluded.accepted, accepted_opt_out = excluded.accepted_opt_out, target_id = excluded.target_id,
   due_at = excluded.due_at, attempts = excluded.attempts, error = excluded.error, status = excluded.status,
   unsure_since = excluded.unsure_since, left_out = excluded.left_out,
-  wanted_at = excluded.wanted_at
+  wanted_at = excluded.wanted_at, attempted = excluded.attempted
 """
 
 
@@ -121,6 +123,7 @@ def save_delivery(db: Database, delivery: Delivery, lanes: LaneCounts) -> None:
             maybe_iso(delivery.unsure_since),
             to_json(dict(delivery.left_out)),
             maybe_iso(delivery.wanted_at),
+            None if delivery.attempted is None else to_json(dict(delivery.attempted)),
         ),
     )
 
@@ -144,6 +147,7 @@ def delivery_of(row: sqlite3.Row) -> Delivery:
         unsure_since=maybe_moment(row["unsure_since"]),
         left_out=json.loads(row["left_out"]),
         wanted_at=maybe_moment(row["wanted_at"]),
+        attempted=None if row["attempted"] is None else json.loads(row["attempted"]),
     )
 
 
@@ -301,9 +305,10 @@ def forget_inbound(db: Database, inbound_id: int) -> None:
 def without_person(delivery: Delivery, now: datetime) -> Delivery:
     """Return *delivery* of an erased person with nothing left to say, but that the contact is to be removed."""
     desired = delivery.desired
+    delivery = schedule.forgotten(delivery, desired)
     if desired is not None and desired.gone:
-        return replace(delivery, desired=replace(desired, fields={}, modes={}), accepted=None)
-    wiped = replace(delivery, desired=None, accepted=None)
+        return replace(delivery, desired=replace(desired, fields={}, modes={}))
+    wiped = replace(delivery, desired=None)
     if desired is None:
         return wiped
     wiped = replace(wiped, revision=delivery.revision + 1, updated_at=now)
