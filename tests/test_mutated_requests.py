@@ -448,6 +448,18 @@ def test_a_genuine_webhook_still_gets_through(server: Server) -> None:
     assert b'"status":"duplicate"' in answer
 
 
+def test_a_genuine_webhook_in_chunks_over_the_limit_is_413(server: Server) -> None:
+    for size, status in ((65_000, b"200"), (70_000, b"413"), (300_000, b"413")):
+        item = {"type": "contact.updated", "data": {"id": str(size), "note": "x" * size}}
+        request = InboundRequest(
+            "POST", f"{PUBLIC_URL}/hooks/shop", {"content-type": "application/json"}, json.dumps(item).encode()
+        )
+        wire = as_wire(server.config.sources["shop"].source.sign(request, utc_now()))
+        in_chunks = replace(wire, body=chunks(random.Random(1), wire.body), framed=False)
+        answer = talk(server.port, in_chunks.with_header(b"Transfer-Encoding", b"chunked").encode())
+        assert answer.startswith(b"HTTP/1.1 " + status), answer
+
+
 def test_senders_that_never_finish_keep_nobody_waiting_for_long(server: Server) -> None:
     beginnings = [b"POST /hooks/shop HTTP/1.1\r\nHo", b"POST /hooks/shop HTTP/1.1\r\nContent-Length: 100\r\n\r\n{"]
     slow = [socket.create_connection(("127.0.0.1", server.port), timeout=15) for _ in range(THREADS_OF_SERVER + 8)]
