@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from bridge.config import load
 from bridge.demo.fakes.hubspot import HubSpot, WebhookEvent
 from bridge.demo.fakes.sakari import Sakari
 from bridge.errors import StoreUnavailable
+from bridge.expressions import Expression
 from bridge.model import Delivery, InboundRequest, Outcome, RecordKey, State, utc_now
+from bridge.outbound import Api
 from bridge.store.protocol import Filter
 from tests.platforms import Bench, open_bench
 from tests.web_site import open_site
@@ -101,6 +103,11 @@ class World:
     def delivery(self, source_id: str) -> Delivery:
         [delivery] = self.bench.store.deliveries_of(RecordKey("hubspot", source_id))
         return delivery
+
+    def step(self) -> None:
+        """Run every lane once."""
+        for lane in self.bench.worker.lanes:
+            self.bench.worker.run(lane)
 
     def at_sakari(self, phone: str = "+525512345678") -> dict[str, Any]:
         """Return what Sakari holds of the person with this number."""
@@ -459,6 +466,96 @@ def test_a_create_without_an_answer_is_settled_by_a_search(world: World) -> None
     assert world.delivery(source_id).state is State.SYNCED
     assert len(world.sms.contacts) == 1
     assert len(world.sms.made("POST", "/contacts")) == 1
+
+
+def test_a_write_whose_answer_was_lost_is_not_believed_when_the_crm_goes_back(world: World) -> None:
+    source_id = world.create()
+    trouble = world.sms.trouble(how="drop_after", method="PUT", path="/contacts")
+    world.crm_time_passes()
+    world.send(world.crm.change(source_id, firstname="Beth"), settle=False)
+    world.step()
+    assert trouble.times == 0
+    assert world.at_sakari()["firstName"] == "Beth"
+    assert world.delivery(source_id).state is State.RETRYING
+    world.change(source_id, firstname="Ana")
+    assert world.delivery(source_id).state is State.SYNCED
+    assert world.at_sakari()["firstName"] == "Ana"
+
+
+def test_a_removal_whose_answer_was_lost_is_not_believed_when_the_contact_returns(world: World) -> None:
+    source_id = world.create()
+    world.sms.trouble(how="drop_after", method="DELETE", path="/contacts")
+    world.crm_time_passes()
+    world.send(world.crm.delete(source_id), settle=False)
+    world.step()
+    assert world.sms.contacts == {}
+    world.crm_time_passes()
+    world.send(world.crm.restore(source_id))
+    assert world.delivery(source_id).state is State.SYNCED
+    assert world.at_sakari()["firstName"] == "Ana"
+
+
+def test_a_create_without_an_answer_is_found_by_the_number_it_was_sent_with(world: World) -> None:
+    world.sms.trouble(how="drop_after", method="POST", path="/contacts")
+    events = world.crm.create(**ANA)
+    world.send(events, settle=False)
+    world.step()
+    source_id = str(events[0]["objectId"])
+    assert len(world.sms.contacts) == 1
+    world.change(source_id, phone="+525587654321")
+    assert world.delivery(source_id).state is State.SYNCED
+    assert [contact["mobile"]["number"] for contact in world.sms.contacts.values()] == ["+525587654321"]
+
+
+def test_a_create_without_an_answer_is_removed_when_the_contact_is_deleted(world: World) -> None:
+    world.sms.trouble(how="drop_after", method="POST", path="/contacts")
+    events = world.crm.create(**ANA)
+    world.send(events, settle=False)
+    world.step()
+    assert len(world.sms.contacts) == 1
+    world.crm_time_passes()
+    world.send(world.crm.delete(str(events[0]["objectId"])))
+    assert world.sms.contacts == {}
+    assert world.delivery(str(events[0]["objectId"])).state is State.REMOVED
+
+
+def test_an_opt_out_that_can_no_longer_be_read_stays(world: World) -> None:
+    source_id = world.create()
+    world.bench.store.pause("sms", "maintenance", "ops", utc_now())
+    world.change(source_id, hs_email_optout="true")
+    unclear = Expression.compile("hs_email_optout | boolean", condition=True)
+    config = world.bench.config
+    routes = tuple(replace(route, opt_out=unclear) for route in config.routes)
+    world.bench.worker.config = replace(config, routes=routes)
+    world.change(source_id, hs_email_optout="perhaps")
+    world.bench.store.resume("sms", "ops", utc_now())
+    world.bench.settle()
+    assert world.at_sakari()["opted_out"]
+    assert world.delivery(source_id).state is State.OPTED_OUT
+
+
+def test_an_opt_out_does_not_wait_for_a_back_off(world: World) -> None:
+    source_id = world.create()
+    trouble = world.sms.trouble(status=503, times=99, headers={"Retry-After": "900"})
+    world.crm_time_passes()
+    world.send(world.crm.change(source_id, firstname="Anita"), settle=False)
+    world.step()
+    assert world.delivery(source_id).state is State.RETRYING
+    trouble.times = 0
+    world.crm_time_passes()
+    world.send(world.crm.change(source_id, hs_email_optout="true"), settle=False)
+    world.step()
+    assert world.at_sakari()["opted_out"]
+
+
+def test_what_a_person_paused_no_probe_opens(world: World) -> None:
+    store = world.bench.store
+    store.hold("sms", "The key is refused.", utc_now(), utc_now())
+    status = store.target_status("sms")
+    store.pause("sms", "maintenance", "ops", utc_now())  # while the probe is under way
+    connection = world.bench.config.targets["sms"]
+    pipeline.probe(connection, Api(connection.base_url), store, status, utc_now())
+    assert store.target_status("sms").mode == "paused"
 
 
 def test_an_outcome_that_could_not_be_stored_is_found_out_again(
