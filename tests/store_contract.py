@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -37,6 +37,8 @@ from bridge.store.protocol import (
     Page,
     Received,
     Refusal,
+    Rules,
+    Ruling,
     Store,
     TargetStatus,
     Ticket,
@@ -165,6 +167,13 @@ def in_threads(work: Callable[[int], T], count: int) -> list[T]:
 
 def numbered(count: int) -> Iterable[RecordKey]:
     return (RecordKey("crm", str(number)) for number in range(count))
+
+
+class CutShort(list[str]):
+    """Names at which the process is stopped when they are looked through."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise KeyboardInterrupt
 
 
 class StoreContract:
@@ -974,6 +983,27 @@ class StoreContract:
         commit(store, contacts=[Contact(JANE, erased=Version(NOW, "e9"))], erased=[JANE])
         assert store.work("crm", NOW, 10).inbounds == []
 
+    @pytest.mark.parametrize("how", ["erased", "forgotten", "pruned"])
+    def test_headers_and_query_go_with_the_payload(self, store: Store, how: str) -> None:
+        url = "https://bridge.example/hooks/crm"
+        mine, other = (
+            replace(inbound(name, body=name.encode()), url=f"{url}?email={name}", headers={"x-person": name})
+            for name in ("jane", "john")
+        )
+        [first] = store.receive([mine])
+        [second] = store.receive([replace(other, received_at=NOW + MINUTE)])
+        results = [InboundResult(first.id, Outcome.PROCESSED, forget=how == "forgotten")]
+        commit(store, contacts=[contact(JANE)], results=results, audit=[fact(inbound_id=first.id)])
+        if how == "erased":
+            commit(store, contacts=[Contact(JANE, erased=Version(NOW, "e9"))], erased=[JANE])
+        elif how == "pruned":
+            assert store.prune(payloads_before=NOW + SECOND, keys_before=NOW) > 0
+        bare, kept = store.inbound(first.id), store.inbound(second.id)
+        assert bare is not None
+        assert kept is not None
+        assert (bare.url, bare.headers, bare.body) == (url, {}, None)
+        assert (kept.url, kept.headers, kept.body) == (f"{url}?email=john", {"x-person": "john"}, b"john")
+
     def test_a_result_can_forget_its_payload(self, store: Store) -> None:
         [received] = store.receive([inbound("a")])
         commit(store, results=[InboundResult(received.id, Outcome.PROCESSED, forget=True)])
@@ -1023,3 +1053,75 @@ class StoreContract:
         store.receive([inbound("a")])
         assert store.migrate() == []
         assert store.health(NOW).inbound == {"accepted": 1}
+
+    # --- other rules -------------------------------------------------------------------------------------
+
+    def test_the_rules_in_force_are_remembered(self, store: Store) -> None:
+        assert store.rules() is None
+        rules = Rules({("crm", "mail"): "a"}, {"crm": frozenset({"email", "phone"})})
+        store.put_in_force(Ruling(rules), NOW)
+        assert store.rules() == rules
+        assert facts(store, kind="replay") == []
+        later = Rules({("crm", "sms"): "b"}, {"crm": frozenset({"email"})})
+        store.put_in_force(Ruling(later, gone=[("crm", "mail")]), NOW)
+        assert store.rules() == later
+
+    def test_what_is_queued_for_a_changed_route_waits_until_it_is_decided_again(self, store: Store) -> None:
+        commit(store, want(), want(target="sms"), want(JOHN))
+        ticket = store.acquire(MAIL, "a", NOW)
+        push(store, ticket, claim(store, ticket), "T1")
+        commit(store, want(email="new@example.com"))
+        store.pause("mail", "", "ann", NOW)
+        store.put_in_force(Ruling(Rules({("crm", "mail"): "b"}, {}), changed=[("crm", "mail")]), NOW)
+        store.resume("mail", "ann", NOW)
+        assert store.claim(ticket, NOW) is None
+        waiting = delivery_of(store)
+        assert (waiting.state, waiting.desired, waiting.due_at) == (State.WAITING, None, None)
+        assert (waiting.target_id, waiting.accepted) == ("T1", {"email": "1@example.com"})
+        assert "decided again" in waiting.reason
+        assert delivery_of(store, target="sms").state is State.PENDING
+        work = store.work("crm", NOW, 10)
+        assert (sorted(work.keys), work.replays) == ([JANE, JOHN], frozenset())
+        commit(store, want(), want(JOHN), decided=work.keys)
+        assert delivery_of(store).state is State.SYNCED
+        assert claim(store, ticket).key == JOHN
+        assert store.work("crm", NOW, 10).keys == []
+
+    def test_a_persons_replay_stays_one_when_the_rules_change(self, store: Store) -> None:
+        commit(store, want(), want(JOHN))
+        store.replay(NOW, "ann", keys=[JANE])
+        store.put_in_force(Ruling(Rules({("crm", "mail"): "b"}, {}), changed=[("crm", "mail")]), NOW)
+        work = store.work("crm", NOW, 10)
+        assert (sorted(work.keys), work.replays) == ([JANE, JOHN], frozenset({JANE}))
+
+    def test_nothing_of_a_route_that_is_gone_is_sent(self, store: Store) -> None:
+        commit(store, want(), want(JOHN), want(target="sms"))
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        store.mark_unsure(ticket, claimed, NOW)
+        store.put_in_force(Ruling(Rules({}, {}), gone=[("crm", "mail")]), NOW)
+        for key in (JANE, JOHN):
+            assert delivery_of(store, key).state is State.WAITING
+            assert delivery_of(store, key).reason == "No route leads from crm to mail any more; nothing is sent."
+        assert delivery_of(store, claimed.key).unsure_since == NOW
+        assert store.claim(ticket, NOW) is None
+        assert list(store.work("crm", NOW, 10).keys) == []
+        assert delivery_of(store, target="sms").state is State.PENDING
+
+    def test_contacts_are_due_to_be_read_when_more_is_needed_of_them(self, store: Store) -> None:
+        read = replace(contact(JANE, email="a@example.com"), read_at=NOW)
+        failing = replace(contact(JOHN), read_at=NOW, thin=True, read_due=NOW + MINUTE, read_tries=2)
+        commit(store, contacts=[read, failing])
+        store.put_in_force(Ruling(Rules({}, {"crm": {"email", "name"}}), unread=["crm"]), NOW)
+        assert list(store.work("crm", NOW, 10).keys) == [JANE]
+        kept = store.contacts([JANE, JOHN])
+        assert kept == {JANE: replace(read, read_at=None), JOHN: replace(failing, read_at=None)}
+
+    def test_a_change_of_rules_that_was_cut_short_is_seen_by_the_next_start(self, store: Store) -> None:
+        before = Rules({("crm", "mail"): "a"}, {"crm": frozenset({"email"})})
+        store.put_in_force(Ruling(before), NOW)
+        commit(store, want())
+        after = Rules({("crm", "mail"): "b"}, {"crm": frozenset({"email", "name"})})
+        with pytest.raises(KeyboardInterrupt):
+            store.put_in_force(Ruling(after, changed=[("crm", "mail")], unread=CutShort(["crm"])), NOW)
+        assert store.rules() == Rules({("crm", "mail"): ""}, before.reads)

@@ -18,8 +18,10 @@ from bridge.errors import StoreUnavailable
 from bridge.expressions import Expression
 from bridge.model import Delivery, InboundRequest, Outcome, RecordKey, State, utc_now
 from bridge.outbound import Api
+from bridge.rules import Route
 from bridge.store.protocol import Filter
-from tests.platforms import Bench, open_bench
+from bridge.worker import Worker
+from tests.platforms import Bench, OnTheSpot, open_bench
 from tests.web_site import open_site
 
 SECRET = "3f6f1f2e-8c1b-4a6e-9d0e-2b7c5a9e4d11"
@@ -692,3 +694,88 @@ def test_an_opt_out_that_a_call_took_away_pauses_the_target_until_a_person_looks
     status = world.bench.store.target_status("sms")
     assert (status.mode, status.by) == ("paused", "bridge")
     assert world.delivery(source_id).state is State.HELD
+
+
+# --- a start with other rules ---
+
+
+def restart(world: World, *routes: Route) -> None:
+    """Start bridge again with other *routes*."""
+    bench = world.bench
+    bench.worker.stop(0)
+    bench.config = replace(bench.config, routes=routes)
+    bench.worker = Worker(bench.config, bench.store, OnTheSpot(), clock=bench.now)
+    bench.worker.start()
+
+
+def route_of(world: World, **changed: Any) -> Route:
+    return replace(world.bench.config.routes[0], **changed)
+
+
+def test_what_is_queued_goes_by_the_rules_of_the_last_start(world: World) -> None:
+    restart(world, route_of(world, opt_out=Expression.compile("hs_email_optout == 'yes'", condition=True)))
+    world.bench.store.pause("sms", "the rule is wrong", "ops", utc_now())
+    source_id = world.create(hs_email_optout="true")
+    assert world.delivery(source_id).state is State.HELD
+    restart(world, route_of(world, opt_out=Expression.compile("hs_email_optout == 'true'", condition=True)))
+    world.bench.store.resume("sms", "ops", utc_now())
+    assert world.delivery(source_id).state is State.WAITING
+    world.bench.settle()
+    assert world.delivery(source_id).state is State.OPTED_OUT
+    assert world.sms.contacts == {}
+
+
+def test_a_start_with_the_same_rules_asks_for_nothing(world: World) -> None:
+    source_id = world.create()
+    before = world.delivery(source_id)
+    restart(world, route_of(world))
+    assert world.bench.store.due_lanes(world.bench.now()) == {}
+    assert world.delivery(source_id) == before
+
+
+def test_other_rules_cost_no_call_where_nothing_changes(world: World) -> None:
+    source_id = world.create()
+    calls, reads = len(world.sms.calls), len(world.crm.calls)
+    restart(world, route_of(world, create=False))
+    assert world.bench.store.due_lanes(world.bench.now()) != {}
+    world.bench.settle()
+    desired = world.delivery(source_id).desired
+    assert desired is not None
+    assert not desired.create
+    assert world.delivery(source_id).state is State.SYNCED
+    assert (len(world.sms.calls), len(world.crm.calls)) == (calls, reads)
+
+
+def test_without_its_route_nothing_is_sent_until_there_is_one_again(world: World) -> None:
+    route = route_of(world)
+    world.bench.store.pause("sms", "maintenance", "ops", utc_now())
+    source_id = world.create()
+    restart(world)
+    world.bench.store.resume("sms", "ops", utc_now())
+    world.bench.settle()
+    delivery = world.delivery(source_id)
+    assert delivery.state is State.WAITING
+    assert delivery.reason == "No route leads from hubspot to sms any more; nothing is sent."
+    assert world.sms.calls == []
+    restart(world, route)
+    world.bench.settle()
+    assert world.delivery(source_id).state is State.SYNCED
+
+
+def test_a_field_that_a_new_rule_needs_is_read_by_itself(world: World) -> None:
+    source_id = world.create(company="Acme")
+    route = route_of(world)
+    company = replace(route.fields[1], target="lastName", value=Expression.compile("company"))
+    trouble = world.crm.trouble(status=503, times=1)
+    restart(world, route_of(world, fields=(*route.fields, company)))
+    world.bench.worker.run("process:hubspot")
+    assert trouble.times == 0
+    assert "Waiting to be read from the CRM" in world.delivery(source_id).reason
+    world.bench.settle()
+    assert world.at_sakari()["lastName"] == "Acme"
+    assert world.delivery(source_id).state is State.SYNCED
+    reads = len(world.crm.made("POST", "/batch/read"))
+    restart(world, route)
+    restart(world, route_of(world, create=False))
+    world.bench.settle()
+    assert len(world.crm.made("POST", "/batch/read")) == reads

@@ -1,0 +1,133 @@
+"""What other rules than before ask of the rows that are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import replace
+from datetime import datetime
+
+from sqlite_utils import Database
+
+from bridge.model import AuditEntry, State, iso
+from bridge.store.codec import contact_json, to_json
+from bridge.store.protocol import Pair, Rules, Ruling
+from bridge.store.sqlite.rows import add_facts, contact_of
+
+CHANGED = "The rules changed; it is decided again by the new ones."
+
+_QUEUED = (State.PENDING, State.RETRYING, State.HELD)
+# Without its lanes nobody takes up what a target that is gone was being sent, and nobody can help what went wrong.
+_UNFINISHED = (*_QUEUED, State.SENDING, State.FAILED, State.AMBIGUOUS, State.WAITING)
+
+
+def gone_reason(pair: Pair) -> str:
+    source, target = pair
+    return f"No route leads from {source} to {target} any more; nothing is sent."
+
+
+def rules(db: Database) -> Rules | None:
+    routes = {
+        (row["source"], row["target"]): row["digest"] for row in db.execute("SELECT * FROM route_rules").fetchall()
+    }
+    reads = {
+        row["source"]: frozenset(json.loads(row["fields"]))
+        for row in db.execute("SELECT * FROM source_reads").fetchall()
+    }
+    return Rules(routes, reads) if routes or reads else None
+
+
+def begin(db: Database, asked: Ruling) -> int:
+    """Void what is remembered of the routes concerned; return the last row id to be looked at, 0 for none."""
+    pairs = [*asked.changed, *asked.gone]
+    for pair in pairs:
+        _remember_route(db, pair, "")
+    if not pairs and not asked.unread:
+        return 0
+    row = db.execute(
+        "SELECT max(coalesce(c.id, 0), coalesce(d.id, 0)) AS last"
+        " FROM (SELECT max(id) AS id FROM contact) c, (SELECT max(id) AS id FROM delivery) d"
+    ).fetchone()
+    return int(row["last"])
+
+
+def apply(db: Database, asked: Ruling, ids: range, now: datetime) -> None:
+    """Do what *asked* asks for with the contacts and deliveries whose row ids are in *ids*."""
+    for source in sorted({source for source, _ in asked.changed}):
+        db.execute(_DECIDE_AGAIN, (iso(now), ids.start, ids.stop, source))
+    for source in asked.unread:
+        _unread(db, source, ids, now)
+    for pair in asked.changed:
+        _let_go(db, pair, _QUEUED, CHANGED, ids, now)
+    for pair in asked.gone:
+        _let_go(db, pair, _UNFINISHED, gone_reason(pair), ids, now)
+        db.execute(_FORGET_ERASED, (ids.start, ids.stop, *pair))
+
+
+def end(db: Database, salt: bytes, asked: Ruling, now: datetime) -> None:
+    """Remember the rules: all that they ask for is done."""
+    for pair in asked.gone:
+        db.execute("DELETE FROM route_rules WHERE source = ? AND target = ?", pair)
+    for pair, digest in asked.rules.routes.items():
+        _remember_route(db, pair, digest)
+    for source, fields in asked.rules.reads.items():
+        db.execute(
+            "INSERT INTO source_reads (source, fields) VALUES (?, ?)"
+            " ON CONFLICT (source) DO UPDATE SET fields = excluded.fields",
+            (source, to_json(sorted(fields))),
+        )
+    told = [(pair, "The rules changed: all contacts are decided again by the new ones.") for pair in asked.changed]
+    told += [(pair, gone_reason(pair)) for pair in asked.gone]
+    add_facts(
+        db,
+        salt,
+        [
+            AuditEntry(now, "replay", "rules_changed", reason, source=source, target=target)
+            for (source, target), reason in told
+        ],
+    )
+
+
+# The plus signs keep the database from any index but that of the row ids, which gives just the slice.
+_DECIDE_AGAIN = "UPDATE contact SET replay_at = coalesce(replay_at, ?) WHERE id >= ? AND id < ? AND +source = ?"
+_READ_BEFORE = (
+    "SELECT id, source, source_id, data FROM contact WHERE id >= ? AND id < ? AND +source = ? AND NOT erased"
+)
+# Without a desired state, any that is decided is news.
+_LET_GO = (
+    "UPDATE delivery SET state = 'waiting', reason = ?, updated_at = ?, desired = NULL,"
+    " revision = revision + (desired IS NOT NULL), due_at = NULL, attempts = 0, error = NULL, status = NULL,"
+    " wanted_at = NULL WHERE id >= ? AND id < ? AND +source = ? AND +target = ?"
+    " AND +state IN (SELECT value FROM json_each(?))"
+)
+# What an erased person's contact could be found by is kept only as long as it is searched for.
+_FORGET_ERASED = (
+    "UPDATE delivery SET attempted = '{}' WHERE id >= ? AND id < ? AND +source = ? AND +target = ?"
+    " AND attempted IS NOT NULL AND EXISTS (SELECT 1 FROM contact c WHERE c.source = delivery.source"
+    " AND c.source_id = delivery.source_id AND c.erased)"
+)
+
+
+def _remember_route(db: Database, pair: Pair, digest: str) -> None:
+    db.execute(
+        "INSERT INTO route_rules (source, target, digest) VALUES (?, ?, ?)"
+        " ON CONFLICT (source, target) DO UPDATE SET digest = excluded.digest",
+        (*pair, digest),
+    )
+
+
+def _unread(db: Database, source: str, ids: range, now: datetime) -> None:
+    """Have contacts count as never read: until they are, nothing but an opt-out is built on what is known."""
+    rows = db.execute(_READ_BEFORE, (ids.start, ids.stop, source)).fetchall()
+    for row in rows:
+        unread = replace(contact_of(row), read_at=None)
+        # One whose reading failed a moment ago is due again when it is; that reading will ask for all fields.
+        db.execute(
+            "UPDATE contact SET data = ?, read_due = coalesce(read_due, ?) WHERE id = ?",
+            (contact_json(unread), iso(now), row["id"]),
+        )
+
+
+def _let_go(db: Database, pair: Pair, states: Collection[State], reason: str, ids: range, now: datetime) -> None:
+    named = to_json([state.value for state in states])
+    db.execute(_LET_GO, (reason, iso(now), ids.start, ids.stop, *pair, named))
