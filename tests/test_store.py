@@ -31,10 +31,11 @@ from hypothesis.stateful import (
 from bridge import schedule
 from bridge.errors import LostLane, Permanent, Retryable, StoreUnavailable
 from bridge.lanes import deliver_lane, slot_of
-from bridge.model import Delivery, Receipt, RecordKey, State, iso
-from bridge.store.protocol import Filter, TargetStatus, Ticket
+from bridge.model import Contact, Delivery, Outcome, Receipt, RecordKey, State, Version, iso
+from bridge.store.protocol import Filter, InboundResult, TargetStatus, Ticket
 from bridge.store.sqlite import SqliteStore
 from tests.store_contract import (
+    JANE,
     LANES,
     MAIL,
     MINUTE,
@@ -44,6 +45,7 @@ from tests.store_contract import (
     StoreContract,
     claim,
     commit,
+    contact,
     delivery_of,
     fact,
     inbound,
@@ -134,6 +136,35 @@ def test_an_erased_payload_is_overwritten_in_the_file(store: SqliteStore, path: 
     store.close()
     assert secret not in path.read_bytes()
     assert received.id == 1
+
+
+def test_an_erased_person_is_in_no_file_while_the_store_is_open(store: SqliteStore, path: Path) -> None:
+    secret = os.urandom(64)
+    [received] = store.receive([inbound("a", body=secret)])
+    done = [InboundResult(received.id, Outcome.PROCESSED)]
+    jane = contact(JANE, email="jane-of-the-hills@example.com")
+    commit(store, contacts=[jane], results=done, audit=[fact(inbound_id=received.id)])
+    commit(store, contacts=[Contact(JANE, erased=Version(NOW, "e9"))], erased=[JANE])
+    assert not found(path, secret)
+    assert not found(path, b"jane-of-the-hills")
+
+
+def test_what_is_forgotten_or_pruned_is_in_no_file_while_the_store_is_open(store: SqliteStore, path: Path) -> None:
+    one, other = os.urandom(64), os.urandom(64)
+    [first, second] = store.receive([inbound("a", body=one), inbound("b", body=other)])
+    assert found(path, one)
+    commit(store, results=[InboundResult(first.id, Outcome.PROCESSED, forget=True)])
+    assert not found(path, one)
+    with store._file.reading():  # the log cannot be emptied while somebody reads what stands in it
+        commit(store, results=[InboundResult(second.id, Outcome.PROCESSED)])
+        assert store.prune(payloads_before=NOW + SECOND, keys_before=NOW) == 1
+    assert store.prune(payloads_before=NOW + SECOND, keys_before=NOW) == 0
+    assert not found(path, other)
+
+
+def found(path: Path, content: bytes) -> bool:
+    """Say whether *content* stands in the database or a file beside it."""
+    return any(content in file.read_bytes() for file in path.parent.iterdir())
 
 
 def test_a_full_disk_refuses_and_keeps_what_it_took(store: SqliteStore, path: Path) -> None:

@@ -200,7 +200,7 @@ CREATE INDEX inbound_by_time ON inbound (received_at);
 CREATE INDEX inbound_by_source ON inbound (source, received_at);
 CREATE INDEX inbound_by_outcome ON inbound (outcome, received_at);
 CREATE INDEX inbound_queued ON inbound (source, id) WHERE outcome = 'accepted';
-CREATE INDEX inbound_queued_payload ON inbound (digest) WHERE outcome = 'accepted';
+CREATE INDEX inbound_by_payload ON inbound (digest);
 
 CREATE INDEX payload_by_age ON payload (created_at);
 

@@ -1,7 +1,7 @@
 """The store of one machine: one SQLite file, written by one transaction at a time.
 
-Every method is one transaction (but for holding, resuming and other rules, which may concern very many deliveries and
-can stop half-way without harm); the statements are in the modules beside this one.
+Every method is one transaction (but for holding, resuming and other rules, which may concern very many deliveries
+and can stop half-way without harm); the statements are in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ class SqliteStore:
     def commit(self, ticket: Ticket, decision: Decision, now: datetime) -> dict[str, datetime]:
         salt = self._salt
         with self._file.writing() as db:
-            return processing.commit(db, salt, ticket, decision, self._lanes, now)
+            due = processing.commit(db, salt, ticket, decision, self._lanes, now)
+        if decision.erased or any(result.forget for result in decision.results):
+            self._file.empty_log()  # if somebody reads just now, the next pruning does it
+        return due
 
     # --- delivery ---
 
@@ -244,7 +247,10 @@ class SqliteStore:
 
     def prune(self, *, payloads_before: datetime, keys_before: datetime, limit: int = 1000) -> int:
         with self._file.writing() as db:
-            return keeping.prune(db, iso(payloads_before), iso(keys_before), limit)
+            removed = keeping.prune(db, iso(payloads_before), iso(keys_before), limit)
+        if removed < limit:  # not after each of many slices
+            self._file.empty_log()
+        return removed
 
     def migrate(self) -> list[str]:
         self._file.create()

@@ -19,6 +19,7 @@ from sqlite_utils import Database
 from bridge.errors import StoreUnavailable
 
 BUSY_S = 5.0  # for programs that lock the database without queueing for our file lock (a backup, a shell)
+EMPTYING_MS = 500  # for those who read while the log is to be emptied
 TURN_S = 30.0  # for the other threads of this process
 KEPT_OPEN = 16  # idle connections
 
@@ -88,6 +89,22 @@ class SqliteFile:
                 with contextlib.suppress(sqlite3.Error):
                     db.rollback()
                 raise
+
+    def empty_log(self) -> bool:
+        """Move everything from the write-ahead log into the database and cut it to nothing; say whether it went.
+
+        Old versions of pages stand in the log, erased payloads among them. Somebody who reads them keeps it
+        as it is: that is no error, and is not waited for long.
+        """
+        try:
+            with self._turn(), self._connection() as db:
+                db.execute(f"PRAGMA busy_timeout = {EMPTYING_MS}")
+                try:
+                    return not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                finally:
+                    db.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
+        except (sqlite3.Error, OSError, StoreUnavailable):
+            return False
 
     def close(self) -> None:
         """Close every connection that is not in use; the others are closed when their use ends."""

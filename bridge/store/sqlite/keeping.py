@@ -13,7 +13,7 @@ from bridge.store.migrations.sqlite import MIGRATIONS
 from bridge.store.protocol import Filter
 from bridge.store.sqlite.processing import mark_for_replay, queue_again
 from bridge.store.sqlite.reading import delivery_conditions
-from bridge.store.sqlite.rows import add_facts
+from bridge.store.sqlite.rows import add_facts, bare_inbounds
 
 BEATS_KEPT = timedelta(days=1)  # of processes that are no more
 
@@ -46,13 +46,15 @@ def _steps() -> set[str]:
 
 
 def prune(db: Database, payloads_before: str, keys_before: str, limit: int) -> int:
-    payloads = db.execute(
+    deleted = db.execute(
         "DELETE FROM payload WHERE id IN (SELECT p.id FROM payload p WHERE p.created_at < ?"
         # What is not processed yet needs its bytes, however old it is.
         " AND NOT EXISTS (SELECT 1 FROM inbound i WHERE i.digest = p.digest AND i.outcome = 'accepted')"
-        " ORDER BY p.created_at LIMIT ?)",
+        " ORDER BY p.created_at LIMIT ?) RETURNING digest",
         (payloads_before, limit),
-    ).rowcount
+    ).fetchall()
+    for row in deleted:
+        bare_inbounds(db, row["digest"])
     keys = db.execute(
         "DELETE FROM event_key WHERE id IN ("
         # The oldest first, and only so many are looked at: they stand in the order of their arrival.
@@ -60,7 +62,7 @@ def prune(db: Database, payloads_before: str, keys_before: str, limit: int) -> i
         " JOIN inbound i ON i.id = k.inbound_id WHERE i.received_at < ?)",
         (limit, keys_before),
     ).rowcount
-    return payloads + keys
+    return len(deleted) + keys
 
 
 _MARK_MATCHING = (

@@ -282,13 +282,14 @@ def audit_of(row: sqlite3.Row) -> AuditEntry:
 def forget_person(db: Database, key: RecordKey) -> None:
     """Delete every payload that a fact ties to the person: bodies of webhooks, and what platforms were told."""
     person = (key.source, key.source_id)
-    db.execute(
-        "DELETE FROM payload WHERE digest IN ("
-        " SELECT digest FROM audit WHERE source = ? AND source_id = ? AND digest IS NOT NULL"
-        " UNION ALL SELECT i.digest FROM audit a JOIN inbound i ON i.id = a.inbound_id"
-        " WHERE a.source = ? AND a.source_id = ?)",
+    rows = db.execute(
+        "SELECT digest FROM audit WHERE source = ? AND source_id = ? AND digest IS NOT NULL"
+        " UNION SELECT i.digest FROM audit a JOIN inbound i ON i.id = a.inbound_id"
+        " WHERE a.source = ? AND a.source_id = ?",
         person * 2,
-    )
+    ).fetchall()
+    for row in rows:
+        _forget_payload(db, row["digest"])
     # One of them may be queued for a replay: without its bytes there is nothing to process again.
     db.execute(
         "UPDATE inbound SET outcome = 'processed', reason = 'Its payload was erased; it is not processed again.'"
@@ -299,7 +300,22 @@ def forget_person(db: Database, key: RecordKey) -> None:
 
 
 def forget_inbound(db: Database, inbound_id: int) -> None:
-    db.execute("DELETE FROM payload WHERE digest = (SELECT digest FROM inbound WHERE id = ?)", (inbound_id,))
+    row = db.execute("SELECT digest FROM inbound WHERE id = ?", (inbound_id,)).fetchone()
+    if row is not None:
+        _forget_payload(db, row["digest"])
+
+
+def _forget_payload(db: Database, key: bytes) -> None:
+    db.execute("DELETE FROM payload WHERE digest = ?", (key,))
+    bare_inbounds(db, key)
+
+
+def bare_inbounds(db: Database, key: bytes) -> None:
+    """Take headers and query from the inbounds whose payload was deleted: they, too, may name the person."""
+    db.execute(
+        "UPDATE inbound SET headers = '{}', url = substr(url, 1, instr(url || '?', '?') - 1) WHERE digest = ?",
+        (key,),
+    )
 
 
 def without_person(delivery: Delivery, now: datetime) -> Delivery:
