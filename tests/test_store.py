@@ -458,7 +458,7 @@ def test_very_many_deliveries_are_held_and_resumed_in_slices(
 @given(
     rate=st.floats(0.1, 50),
     burst=st.integers(1, 20),
-    steps=st.lists(st.tuples(st.integers(-200, 2000), st.integers(1, 4)), max_size=60),
+    steps=st.lists(st.tuples(st.integers(-80, 2000), st.integers(1, 4)), max_size=60),
 )
 def test_no_window_of_time_has_more_turns_than_the_rate_allows(
     store: SqliteStore, rate: float, burst: int, steps: list[tuple[int, int]]

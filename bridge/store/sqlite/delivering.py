@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlite_utils import Database
 
@@ -156,8 +156,12 @@ def _fact(claimed: Delivery, attempt: Attempt, number: int) -> AuditEntry:
 
 # --- quota -----------------------------------------------------------------------------------------------
 
+CLOCKS_DIFFER = timedelta(seconds=5)  # of the processes of one machine, at most
+BACKOFF_MAX = timedelta(days=1)
+
 
 def take_turn(db: Database, target: str, rate_per_s: float, burst: int, now: datetime, count: int) -> float:
+    _correct_clock(db, target, now)
     row = db.execute("SELECT * FROM quota WHERE target = ?", (target,)).fetchone()
     tokens, filled_at = float(burst), now
     if row is not None:
@@ -180,6 +184,18 @@ def take_turn(db: Database, target: str, rate_per_s: float, burst: int, now: dat
         (target, tokens - count, iso(filled_at)),
     )
     return 0.0
+
+
+def _correct_clock(db: Database, target: str, now: datetime) -> None:
+    """Set right what was written by a clock that was far ahead: the target would wait until it is that late."""
+    db.execute(
+        "UPDATE quota SET filled_at = ? WHERE target = ? AND filled_at > ?",
+        (iso(now), target, iso(now + CLOCKS_DIFFER)),
+    )
+    db.execute(
+        "UPDATE quota SET closed_until = NULL WHERE target = ? AND closed_until > ?",
+        (target, iso(now + BACKOFF_MAX)),
+    )
 
 
 def set_backoff(db: Database, target: str, until: datetime) -> None:
