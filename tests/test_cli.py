@@ -13,7 +13,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import click
 import pytest
@@ -21,9 +22,10 @@ import requests
 from click.testing import CliRunner, Result
 
 from bridge import process
-from bridge.cli import COMMANDS, main
+from bridge.cli import COMMANDS, data, main
 from bridge.config import load
 from bridge.engine.embedded import lock_path
+from bridge.errors import StoreUnavailable
 from bridge.model import InboundRequest, utc_now
 from bridge.sources.recording import write_recording
 from bridge.store.protocol import Store
@@ -215,6 +217,16 @@ def test_init_writes_a_configuration_that_needs_only_its_variables(
     assert checked.exit_code == 0, checked.output
 
 
+def test_init_does_not_write_where_a_link_leads(here: Path) -> None:
+    folder = here / "linked"
+    folder.mkdir()
+    (folder / ".env").symlink_to(here / "elsewhere")
+    result = bridge("init", str(folder))
+    assert result.exit_code == 0, result.output
+    assert not (here / "elsewhere").exists()
+    assert "\nSECRET_KEY=" in result.stdout  # to be added by hand
+
+
 def test_init_overwrites_nothing(here: Path) -> None:
     before = (here / "bridge.toml").read_text()
     result = bridge("init")
@@ -275,6 +287,33 @@ def test_status_tells_people_what_waits(settled: Path) -> None:
     result = bridge("status")
     assert result.exit_code == 1
     assert "The target sms is paused: spring cleaning" in result.stdout
+
+
+def test_status_names_what_a_person_has_to_see_to(here: Path) -> None:
+    with open_bench(here, load(here / "bridge.toml")) as bench:
+        bench.receive(signed(bench.config, b"no JSON at all", "msg_bad"))
+        bench.settle()
+    assert "LOOK  1 webhook was genuine and could not be read" in bridge("status").stdout
+    told = SimpleNamespace(
+        inbound={"unreadable": 2, "processed": 5},
+        targets=[SimpleNamespace(name="sms", mode="open", reason="", deliveries={"failed": 1, "ambiguous": 2})],
+    )
+    unreadable, failed, ambiguous = data._to_look_at(cast(Any, told))
+    assert unreadable.startswith("2 webhooks were genuine")
+    assert failed.startswith("The target sms has 1 contact whose delivery failed. ")
+    assert failed.endswith("--target sms --state failed")
+    assert ambiguous.startswith("The target sms has 2 contacts whose delivery is ambiguous")
+
+
+def test_status_says_at_once_that_nothing_can_be_written(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StoreUnavailable("The disk is full.")
+
+    monkeypatch.setattr("bridge.store.sqlite.SqliteStore.beat", full)
+    result = bridge("status")
+    assert result.exit_code == 1
+    assert "LOOK  The disk is full." in result.stdout
+    assert "ok    No webhook waits to be processed." in result.stdout
 
 
 def test_export_writes_every_list(settled: Path) -> None:
@@ -353,6 +392,8 @@ def test_try_says_why_a_target_gets_nothing(here: Path) -> None:
     assert result.exit_code == 0
     assert "sms: contact 9 gets nothing now" in result.stdout
     assert "left out" in result.stdout
+    shown = bridge("try", "shop", str(file), "--field", "name=Ana").stdout
+    assert re.search(r"contact 9 gets nothing now\n.*\n(  .*\n)*  firstName +would be Ana\n", shown), shown
 
 
 def test_try_reads_recorded_requests(here: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -35,15 +36,17 @@ def init(folder: Path) -> None:
     """
     example = (resources.files("bridge") / EXAMPLE).read_text(encoding="utf-8")
     toml, env = folder / "bridge.toml", folder / ".env"
-    if toml.exists():
+    if os.path.lexists(toml):
         raise click.ClickException(f"There is already {toml}. Nothing was written.")
-    kept = env.exists()
+    kept = os.path.lexists(env)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         toml.write_text(example, encoding="utf-8")
         if not kept:
-            env.touch(mode=0o600)
-            env.write_text(_environment(example), encoding="utf-8")
+            # Secrets go into a new file of ours only, never to where somebody's link leads.
+            opened = os.open(env, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with open(opened, "w", encoding="utf-8") as file:
+                file.write(_environment(example))
     except OSError as error:
         raise click.ClickException(f"{error.filename} cannot be written: {error.strerror}.") from error
     click.echo(f"Written: {toml}" + ("" if kept else f" and {env}") + ". Next:")
