@@ -100,8 +100,11 @@ def test_on_a_terminal_it_stays_for_the_person_who_looks_on(folder: Path) -> Non
     with on_a_terminal() as (running, terminal):
         shown = read_until(terminal, b"It keeps running until you press Ctrl-C")
         assert b"Everything came out as it should." in shown
+        shown += read_until(terminal, b"The first line sets variables")
         stage = next(folder.glob("bridge-demo-*"))
-        by_hand = f". {stage}/env && {sys.executable} -m bridge send shop {stage}/customer.json"
+        command = f"{sys.executable} -m bridge send shop {stage}/customer.json"
+        assert command.encode() in shown  # in one line, however narrow the terminal
+        by_hand = f". {stage}/env && {command}"
         sent = subprocess.run(["/bin/sh", "-c", by_hand], capture_output=True, text=True, timeout=60)
         assert sent.returncode == 0, sent.stderr
         assert '"accepted"' in sent.stdout
@@ -109,9 +112,18 @@ def test_on_a_terminal_it_stays_for_the_person_who_looks_on(folder: Path) -> Non
         running.send_signal(signal.SIGINT)
         running.send_signal(signal.SIGINT)  # impatience changes nothing
         read_until(terminal, b"everything was taken away")
-        assert running.wait(60) == 130
+        assert running.wait(60) == 0
     assert list(folder.iterdir()) == []
     assert descendants() == set()
+
+
+def test_ctrl_c_before_the_end_is_no_success(folder: Path) -> None:
+    with on_a_terminal() as (running, terminal):
+        read_until(terminal, b"1. Seven people")
+        running.send_signal(signal.SIGINT)
+        read_until(terminal, b"everything was taken away")
+        assert running.wait(60) == 130
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux's kernel ends the children of a killed process")

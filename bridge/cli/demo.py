@@ -28,18 +28,21 @@ def demo(ctx: click.Context, once: bool) -> None:
     HubSpot and the four platforms are made up and run in this process; bridge itself is the real one, with a
     database in a temporary folder. No account and no key is needed, nothing leaves the machine, and nothing stays.
 
-    At the end the demo looks whether everything came out as it should: the exit code is 1 if anything did not.
+    At the end the demo looks whether everything came out as it should: the exit code is 1 if anything did not, and
+    130 when Ctrl-C came before the end.
     """
     from bridge.demo.screen import open_screen
     from bridge.demo.stage import DemoFailed, open_stage
     from bridge.demo.story import Story
 
+    over = False
     try:
         with open_screen() as screen:
             screen.title("bridge starts, with a made-up HubSpot and four made-up platforms around it ...")
             with open_stage() as stage:
                 story = Story(stage, screen)
                 story.play()
+                over = True
                 _sum_up(screen, story)
                 if sys.stdout.isatty() and not once:
                     _go_on(screen, story)
@@ -47,7 +50,8 @@ def demo(ctx: click.Context, once: bool) -> None:
         raise click.ClickException(str(failure)) from failure
     except KeyboardInterrupt:
         click.echo("\nStopped; everything was taken away.")
-        ctx.exit(STOPPED)
+        if not over:  # afterwards Ctrl-C is how it ends
+            ctx.exit(STOPPED)
     if story.failures:
         ctx.exit(FAILED)
 

@@ -95,7 +95,7 @@ class Moving:
     def _print(self, text: str, style: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text(text, style))
+        self._console.print(Text(text, style), soft_wrap=True)  # a command with line ends in it cannot be copied
 
 
 @contextmanager
