@@ -431,6 +431,9 @@ def test_a_dry_run_says_what_each_target_would_get_and_why_not(site: Site) -> No
     assert "phone" in fields["mobile"]["left_out"]
     assert marketing["decision"] == "wait"
     assert "tier" in marketing["reason"]
+    [email] = marketing["fields"]
+    assert email["value"] == "ada@example.com"
+    assert "nothing of this contact is" in email["left_out"]
     assert site.inbounds() == 0
     assert site.get("/contacts")["items"] == []
 

@@ -197,7 +197,9 @@ def dry_run(
     store = process.open_store(loaded.environment, loaded.config) if stored else None
     try:
         routes = loaded.config.routes_of(source)
-        tried = trial.run(connection, routes, request, extra=extra, store=store, now=utc_now())
+        tried = trial.run(
+            connection, routes, request, extra=extra, store=store, now=utc_now(), would_read=WOULD_READ
+        )
     finally:
         if store is not None:
             store.close()
@@ -216,6 +218,10 @@ def _field(given: str) -> tuple[str, str]:
     return name, value
 
 
+WOULD_READ = (
+    "Bridge would first read the rest of the record from the CRM; "
+    "give it with --field NAME=VALUE to see the whole."
+)
 DECISIONS = {
     "send": "would be sent as",
     "opt_out": "would be told of the opt-out",
@@ -243,10 +249,15 @@ def _tell(tried: Trial) -> None:
 
 def _lines(fields: Sequence[FieldOutcome]) -> list[str]:
     width = max((len(one.field) for one in fields), default=0)
-    return [
-        f"{one.field.ljust(width)}  " + (f"left out: {one.left_out}" if one.left_out else _shown(one.value))
-        for one in fields
-    ]
+    return [f"{one.field.ljust(width)}  {_came_to(one)}" for one in fields]
+
+
+def _came_to(one: FieldOutcome) -> str:
+    if not one.left_out:
+        return _shown(one.value)
+    if one.value is None:
+        return f"left out: {one.left_out}"
+    return f"would be {_shown(one.value)}"
 
 
 def _shown(value: Any) -> str:

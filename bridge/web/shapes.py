@@ -258,7 +258,7 @@ class Replayed(Output):
 
 class TriedField(Output):
     field: Annotated[str, Field(description="The target's name of it.")]
-    value: Json
+    value: Annotated[Json, Field(description="What the rules give, even where nothing is sent now.")]
     left_out: Annotated[str, Field(description="Why it is not sent; empty when it is.")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from bridge import contact as contacts
@@ -24,7 +24,7 @@ WOULD_READ = "Bridge would first read the rest of the record from the CRM; give 
 
 @dataclass(frozen=True, slots=True)
 class FieldOutcome:
-    """A target field: its value, or why it is left out."""
+    """A target field: its value, or why it is left out; both, where the value is known and nothing is sent."""
 
     field: str
     value: Value
@@ -75,10 +75,12 @@ def run(
     extra: Mapping[str, Value],
     store: Store | None,
     now: datetime,
+    would_read: str = WOULD_READ,
 ) -> Trial:
     """Parse *request* as if it had passed its check, merge it, and apply the rules of *routes*.
 
     *extra* is what else the CRM knows of each contact. *store*: merge into what it knows; None: start empty.
+    *would_read* is what to tell whoever could have given more.
     """
     try:
         events = connection.source.parse(Genuine(Verified(request), 0, now), now)
@@ -91,7 +93,7 @@ def run(
     touched = merge_all(known, changes)
     if extra:
         touched |= merge_all(known, [_whole(key, extra, now) for key in sorted(touched) if known[key].alive])
-    hint = WOULD_READ if connection.source.can_read() and not extra else ""
+    hint = would_read if connection.source.can_read() and not extra else ""
     return Trial(
         events=events,
         contacts=[known[key] for key in sorted(touched)],
@@ -117,7 +119,14 @@ def _outcome(route: Route, known: Mapping[RecordKey, Contact], key: RecordKey, h
     reason = want.reason
     if hint and contact.alive and contact.read_at is None:
         reason = f"{reason} {hint}".strip()
-    return RouteOutcome(route.target, key, _decision(want), reason, [_field(rule, want) for rule in route.fields])
+    given = rules.decide(_unstopped(route), contact)
+    fields = [_field(rule, want, given) for rule in route.fields]
+    return RouteOutcome(route.target, key, _decision(want), reason, fields)
+
+
+def _unstopped(route: Route) -> Route:
+    """Return *route* without anything that makes a contact wait: it tells what the field rules come to."""
+    return replace(route, when=None, opt_out=None, type=replace(route.type, identities=((),)))
 
 
 def _decision(want: Want) -> str:
@@ -128,11 +137,17 @@ def _decision(want: Want) -> str:
     return "opt_out" if want.desired.opt_out else "send"
 
 
-def _field(rule: FieldRule, want: Want) -> FieldOutcome:
+def _field(rule: FieldRule, want: Want, given: Want) -> FieldOutcome:
+    """Return what comes of *rule* where *want* is asked for; *given* is what the rules give in any case."""
     name = rule.target
     if want.desired is not None and name in want.desired.fields:
         return FieldOutcome(name, want.desired.fields[name])
     if name in want.dropped:
         return FieldOutcome(name, None, want.dropped[name])
-    stopped = want.desired is None or not want.desired.fields
-    return FieldOutcome(name, None, NOTHING_SENT if stopped else NEVER_SAID)
+    if name in given.dropped:
+        return FieldOutcome(name, None, given.dropped[name])
+    if given.desired is not None and name in given.desired.fields:
+        return FieldOutcome(name, given.desired.fields[name], NOTHING_SENT)
+    if given.desired is not None and not given.desired.gone:
+        return FieldOutcome(name, None, NEVER_SAID)
+    return FieldOutcome(name, None, NOTHING_SENT)
