@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import click
 
 from bridge.cli import FAILED, options, output
-from bridge.model import RecordKey, utc_now
+from bridge.model import Outcome, RecordKey, State, utc_now
 from bridge.store.protocol import Filter, Page
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ PRUNE_BATCH = 1000
 def status(ctx: click.Context, config_path: Path | None, json_wanted: bool) -> None:
     """Show whether everything is healthy, and what waits.
 
-    Exit code 1 when something needs a look: no worker runs, something waits for too long, or a target takes
-    nothing.
+    Exit code 1 when something needs a look: no worker runs, nothing can be written, something waits for too long,
+    or a target takes nothing. A single webhook or contact that needs a look is named, and does not change it.
     """
     from bridge.web.api import Api
     from bridge.web.health import try_to_write
@@ -60,9 +60,8 @@ def status(ctx: click.Context, config_path: Path | None, json_wanted: bool) -> N
 def _tell(told: Status) -> None:
     for check in told.checks:
         click.echo(f"{'ok  ' if check.ok else 'LOOK'}  {check.detail}")
-    for target in told.targets:
-        if target.mode != "open":
-            click.echo(f"LOOK  The target {target.name} is {target.mode}: {target.reason}")
+    for detail in _to_look_at(told):
+        click.echo(f"LOOK  {detail}")
     click.echo()
     output.table(
         ("source", "last webhook", "waiting", "refused"),
@@ -76,6 +75,28 @@ def _tell(told: Status) -> None:
         ("target", "takes deliveries", "contacts"),
         ((one.name, "yes" if one.mode == "open" else f"no, {one.mode}", _counted(one)) for one in told.targets),
     )
+
+
+def _to_look_at(told: Status) -> Iterator[str]:
+    """Yield a sentence for each thing that a person has to see to, and how to find it."""
+    if unreadable := told.inbound.get(Outcome.UNREADABLE, 0):
+        were = "webhook was" if unreadable == 1 else "webhooks were"
+        yield (f"{unreadable:,} {were} genuine and could not be read. Why: GET /api/v1/inbound?outcome=unreadable")
+    for target in told.targets:
+        if target.mode != "open":
+            yield f"The target {target.name} is {target.mode}: {target.reason}"
+        for state in (State.FAILED, State.AMBIGUOUS):
+            if count := target.deliveries.get(state, 0):
+                yield (
+                    f"The target {target.name} has {output.count(count, 'contact')} {_IS[state]}. "
+                    f"Why: bridge export deliveries --target {target.name} --state {state}"
+                )
+
+
+_IS = {
+    State.FAILED: "whose delivery failed",
+    State.AMBIGUOUS: "whose delivery is ambiguous, because more than one contact fits",
+}
 
 
 def _counted(target: TargetItem) -> str:

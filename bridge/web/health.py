@@ -109,8 +109,14 @@ def look(store: Store, now: datetime, trouble: str = "") -> list[Check]:
     return [
         Check("database", ok=not trouble, detail=trouble or "The database answers."),
         _worker(seen, now),
-        _late("processing", "The oldest webhook that waits to be processed", seen.oldest_unprocessed_at, now),
-        _late("delivery", "The oldest delivery that may be sent", seen.oldest_due_at, now),
+        _late(
+            "processing",
+            "The oldest webhook that waits to be processed",
+            "No webhook waits to be processed.",
+            seen.oldest_unprocessed_at,
+            now,
+        ),
+        _late("delivery", "The oldest delivery that may be sent", "No delivery is due.", seen.oldest_due_at, now),
     ]
 
 
@@ -132,9 +138,9 @@ def _worker(seen: Health, now: datetime) -> Check:
     return Check("worker", ok=False, detail=detail, age_s=age_s)
 
 
-def _late(name: str, what: str, since: datetime | None, now: datetime) -> Check:
+def _late(name: str, what: str, nothing: str, since: datetime | None, now: datetime) -> Check:
     if since is None:
-        return Check(name, ok=True, detail="Nothing waits.", age_s=0.0)
+        return Check(name, ok=True, detail=nothing, age_s=0.0)
     age_s = _age_s(since, now)
     return Check(name, ok=age_s <= LATE_S, detail=f"{what} has waited for {age_s:.0f} seconds.", age_s=age_s)
 
