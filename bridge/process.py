@@ -79,28 +79,14 @@ def load(config_path: Path | None) -> Loaded:
 
 
 def database_path(environment: Environment) -> Path:
-    """Return the SQLite file that DATABASE_URL names: ``sqlite:///relative`` or ``sqlite:////absolute``.
-
-    Raises:
-        ConfigError: it names another kind of database.
-    """
-    url = urlsplit(environment.database_url)
-    if url.scheme != "sqlite":
-        raise ConfigError(
-            Problem(
-                "the environment: DATABASE_URL",
-                f"it names a {url.scheme} database, and this version of bridge runs on SQLite",
-                "write sqlite:////path/to/bridge.db, on a disk that stays",
-            )
-        )
-    return Path(url.path[1:])
+    """Return the SQLite file that DATABASE_URL names: ``sqlite:///relative`` or ``sqlite:////absolute``."""
+    return Path(urlsplit(environment.database_url).path[1:])
 
 
 def open_store(environment: Environment, config: Config) -> SqliteStore:
     """Return the database, up to date; the file and its folder are made where there are none.
 
     Raises:
-        ConfigError: DATABASE_URL names none that this version can use.
         StoreUnavailable: it cannot be opened.
     """
     store, _ = migrate(environment, config)

@@ -254,8 +254,8 @@ def test_the_public_url_has_a_default(read: Any) -> None:
          "did you mean 'SMS_KEY'?"),
         ('"$SMS_KEY"', '"${GONE}"', "12: targets.text.key: the environment variable GONE is not set | "
          "set it, or write $$GONE if a dollar sign is meant"),
-        ('"$SMS_KEY"', '"$EMPTY"', "12: targets.text.key: the secret is empty: the environment variable holds "
-         "nothing"),
+        ('"$SMS_KEY"', '"$EMPTY"', "12: targets.text.key: the secret is empty: the environment variable EMPTY "
+         "holds nothing | set it to the secret"),
         ('"$SMS_KEY"', '""', "12: targets.text.key: the secret is empty"),
         ('"$SMS_KEY"', '"file:/nowhere"', "12: targets.text.key: the file /nowhere cannot be read: "
          "No such file or directory"),
@@ -401,6 +401,24 @@ def test_no_problem_repeats_what_may_be_a_secret(read: Any) -> None:
     ]
     for text in wrong:
         assert "sk-live-1234" not in "".join(problems(read, text))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('type = "crm"', 'type = "$LEAK"'),
+        ('type = "sms"', 'type = "$LEAK"'),
+        ('source = "hub"', 'source = "$LEAK"'),
+        ('target = "text"', 'target = "${LEAK}"'),
+        ('"US"', '"$LEAK"'),
+        ("optout == 'true'", "$LEAK == 'true'"),
+        ("optout == 'true'", "$LEAK (("),
+    ],
+)
+def test_no_problem_repeats_what_came_from_the_environment(read: Any, old: str, new: str) -> None:
+    assert old in GOOD
+    told = problems(read, GOOD.replace(old, new), {**ENVIRON, "LEAK": "S3CRETvalue"})
+    assert "s3cret" not in "".join(told).lower()
 
 
 # --- what is allowed but probably not meant ----------------------------------------------------------------
@@ -599,7 +617,7 @@ def test_the_environment_has_defaults() -> None:
 def test_the_environment_is_read() -> None:
     environment = Environment.read(
         {
-            "DATABASE_URL": "postgres://u:p@db/bridge",
+            "DATABASE_URL": "sqlite:////u:p/bridge.db",
             "SECRET_KEY": "s" * 32,
             "BRIDGE_API_TOKEN": "t" * 32,
             "PUBLIC_URL": "https://bridge.example.com/",
@@ -618,7 +636,7 @@ def test_the_environment_is_read() -> None:
 
 def test_all_that_is_wrong_with_the_environment_is_told_at_once() -> None:
     wrong = {
-        "DATABASE_URL": "mysql://x", "SECRET_KEY": "short", "BRIDGE_API_TOKEN": "short", "PUBLIC_URL": "http://x.example",
+        "DATABASE_URL": "mysql://x", "SECRET_KEY": "short", "BRIDGE_API_TOKEN": "short",
         "PORT": "http", "WEB_CONCURRENCY": "0", "LOG_LEVEL": "inof", "LOG_FORMAT": "xml",
     }  # fmt: skip
     with pytest.raises(ConfigError) as caught:

@@ -38,7 +38,7 @@ class Document:
         self.environ = environ
         self.problems: list[tuple[Path, Problem]] = []
         self.warnings: list[Problem] = []
-        self.from_environment: set[Path] = set()  # texts that name a variable
+        self.from_environment: dict[Path, str] = {}  # texts that name a variable, and its name
         self.unset: set[Path] = set()  # of these, the ones whose variable is not set
         self.lines: Mapping[Path, int] = {}
         self.tables = self._parse()
@@ -69,7 +69,7 @@ class Document:
             name = match["braced"] or match["bare"]
             if name is None:
                 return "$"
-            self.from_environment.add(path)
+            self.from_environment[path] = name
             if name not in self.environ:
                 close = did_you_mean(name, [n for n in self.environ if n.isupper()], cutoff=0.8)
                 fix = close or f"set it, or write $${name} if a dollar sign is meant"
@@ -157,8 +157,9 @@ class Document:
     def _secret(self, value: Any, path: Path) -> Any:
         if not isinstance(value, str):
             return value
-        origin = f"the file {value[5:]}" if value.startswith("file:") else ""
-        if origin:
+        origin, fix = "", ""
+        if value.startswith("file:"):
+            origin, fix = f"the file {value[5:]}", "write the secret into it"
             try:
                 value = PathOnDisk(value[5:]).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
@@ -166,13 +167,14 @@ class Document:
                 self.problem(path, f"{origin} cannot be read: {why}")
                 return "?"  # anything but empty, so that this is the one problem that is told
         elif path in self.from_environment:
-            origin = "the environment variable"
+            origin = f"the environment variable {self.from_environment[path]}"
+            fix = "set it to the secret"
         elif value:
             name = re.sub(r"\W", "_", "_".join(str(part) for part in path if isinstance(part, str))).upper()
             self.warning(path, "a secret stands in this file as it is", f'write "${name}" and set that variable')
         if not value.strip():
             if path not in self.unset:
-                self.problem(path, f"the secret is empty{f': {origin} holds nothing' if origin else ''}")
+                self.problem(path, f"the secret is empty{f': {origin} holds nothing' if origin else ''}", fix)
             return "?"
         if value != value.rstrip("\r\n"):
             self.warning(path, f"{origin or 'the secret'} ends with a line end, which is left out of the secret")
@@ -207,6 +209,15 @@ class Document:
     def unfit(self, path: Path) -> bool:
         """Say whether something in a section is known to be wrong, so that no adapter needs to complain of it."""
         return any(at[: len(path)] == path and problem.what != _UNKNOWN_KEY for at, problem in self.problems)
+
+    def as_written(self, path: Path, value: Any) -> Any:
+        """Return *value* as the file has it, for a message: what came from the environment may be a secret."""
+        name = self.from_environment.get(path)
+        return value if name is None else f"${name}"
+
+    def fix_as_written(self, path: Path, fix: str) -> str:
+        """Return *fix*, which tells of a value, unless that came from the environment."""
+        return "" if path in self.from_environment else fix
 
     def check_url(self, path: Path, url: str) -> None:
         if problem := url_problem(url):

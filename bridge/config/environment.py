@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from bridge.config.words import did_you_mean, one_of, url_problem
+from bridge.config.words import did_you_mean, one_of
 from bridge.errors import ConfigError, Problem
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -23,11 +23,9 @@ class Environment:
     database_url: str = field(
         default="sqlite:///data/bridge.db",
         repr=False,
-        metadata={"name": "DATABASE_URL", "help": "sqlite:///path, postgres://… or postgresql://…"},
+        metadata={"name": "DATABASE_URL", "help": "sqlite:///path; a path with four slashes is absolute"},
     )
-    secret_key: str = field(
-        default="", repr=False, metadata={"name": "SECRET_KEY", "help": "signs URL tokens and log-ins"}
-    )
+    secret_key: str = field(default="", repr=False, metadata={"name": "SECRET_KEY", "help": "signs URL tokens"})
     api_token: str = field(
         default="",
         repr=False,
@@ -73,9 +71,12 @@ def _database_url(text: str) -> str:
         scheme, path = urlsplit(text).scheme, urlsplit(text).path
     except ValueError:
         scheme = path = ""
-    if scheme in {"postgres", "postgresql"} or (scheme == "sqlite" and path.strip("/")):
+    if scheme == "sqlite" and path.strip("/"):
         return text
-    raise ValueError("this is no database; sqlite:///data/bridge.db, or postgresql://user:password@host/name")
+    raise ValueError(
+        "it names no SQLite file, and this version of bridge runs on SQLite; "
+        "write sqlite:////path/to/bridge.db, on a disk that stays"
+    )
 
 
 def _long_enough(text: str) -> str:
@@ -106,9 +107,7 @@ def _word(known: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def _public_url(text: str) -> str:
-    if problem := url_problem(text):
-        raise ValueError("; ".join(part for part in problem if part))
-    return text.rstrip("/")
+    return text.rstrip("/")  # whether it can be used is looked at where it is: in the configuration
 
 
 _CHECKS: Mapping[str, Callable[[str], Any]] = {
