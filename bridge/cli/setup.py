@@ -45,7 +45,7 @@ def init(folder: Path) -> None:
         if not kept:
             # Secrets go into a new file of ours only, never to where somebody's link leads.
             opened = os.open(env, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with open(opened, "w", encoding="utf-8") as file:
+            with os.fdopen(opened, "w", encoding="utf-8") as file:
                 file.write(_environment(example))
     except OSError as error:
         raise click.ClickException(f"{error.filename} cannot be written: {error.strerror}.") from error
