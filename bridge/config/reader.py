@@ -120,7 +120,9 @@ class _Reader:
         if region and not known_region(region):
             usual = {"UK": "GB", "EN": "GB"}.get(region.upper(), region.upper())
             fix = f"did you mean '{usual}'?" if known_region(usual) else "two capital letters such as 'US' or 'GB'"
-            self.document.problem((*path, "default_region"), f"'{region}' is no region of phone numbers", fix)
+            where = (*path, "default_region")
+            written = self.document.as_written(where, region)
+            self.document.problem(where, f"'{written}' is no region of phone numbers", fix)
         return replace(settings, public_url=public_url.rstrip("/"))
 
     def _connections(self, section: str, make: Callable[[str, dict[str, Any], Path], T | None]) -> dict[str, T]:
@@ -140,9 +142,10 @@ class _Reader:
         if name is None:
             self.document.problem(path, "the key 'type' is missing", one_of(types))
         elif name not in types:
-            self.document.problem(
-                (*path, "type"), f"there is no type {name!r}", did_you_mean(str(name), types) or one_of(types)
-            )
+            where = (*path, "type")
+            written = self.document.as_written(where, name)
+            fix = did_you_mean(str(name), types) or one_of(types)
+            self.document.problem(where, f"there is no type {written!r}", fix)
         else:
             return types[name]
         return None
@@ -216,8 +219,12 @@ class _Reader:
             pair = (settings.source, settings.target)
             if pair in first:
                 line = line_of(self.document.lines, first[pair])
+                begin, end = (
+                    self.document.as_written((*path, kind), name)
+                    for kind, name in zip(("source", "target"), pair, strict=True)
+                )
                 self.document.problem(
-                    path, f"a second route from {pair[0]} to {pair[1]}", f"join it with that of line {line}"
+                    path, f"a second route from {begin} to {end}", f"join it with that of line {line}"
                 )
             first.setdefault(pair, path)
             self._check_names(settings, path)
@@ -249,8 +256,10 @@ class _Reader:
             section = self.document.tables.get(f"{kind}s")
             known = section if isinstance(section, dict) else {}
             if name not in known:
-                fix = did_you_mean(name, known) or f"add a section [{kind}s.{plain_name(name)}]"
-                self.document.problem((*path, kind), f"there is no {kind} named '{name}'", fix)
+                where = (*path, kind)
+                own = self.document.fix_as_written(where, f"add a section [{kind}s.{plain_name(name)}]")
+                what = f"there is no {kind} named '{self.document.as_written(where, name)}'"
+                self.document.problem(where, what, did_you_mean(name, known) or own or one_of(known))
 
     def _route(self, settings: RouteSettings, path: Path) -> Route | None:
         source, target = self.known_sources.get(settings.source), self.known_targets.get(settings.target)
@@ -292,6 +301,8 @@ class _Reader:
             expression = Expression.compile(text, region=self.region, condition=condition)
         except ValueError as error:
             what, _, fix = str(error).partition("; ")
+            if path in self.document.from_environment:  # what is said quotes the expression
+                what, fix = f"the expression {self.document.as_written(path, text)} cannot be read", ""
             self.document.problem(path, what, fix)
             return None
         if source is not None:
@@ -303,7 +314,7 @@ class _Reader:
             return
         for name in sorted(expression.names):
             if not source.known_field(name):
-                what = f"{source.title} has no field '{name}'"
+                what = f"{source.title} has no field '{self.document.as_written(path, name)}'"
                 self.document.problem(
                     path, what, did_you_mean(name, source.known_fields) or one_of(source.known_fields)
                 )
