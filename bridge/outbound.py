@@ -7,6 +7,7 @@ bodies read to a cap, no proxies or credentials taken from the environment.
 from __future__ import annotations
 
 import json as jsonlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import requests
 import urllib3
 
-from bridge.errors import Permanent, Retryable
+from bridge.errors import DeliveryFailed, Permanent, Refused, Retryable
 from bridge.model import Exchange, utc_now
 
 READ_CAP_BYTES = 4 * 1024 * 1024  # more than any page of a list that we ask for
@@ -73,7 +74,7 @@ class Reply:
             Retryable: it is none. A proxy's error page in a 200 is trouble on the way, not an answer.
         """
         try:
-            return jsonlib.loads(self.body)
+            return _storable(jsonlib.loads(self.body))
         except (ValueError, RecursionError) as error:
             raise Retryable(
                 f"The answer (HTTP {self.status}) is not JSON.", code="nonsense", status=self.status
@@ -82,9 +83,23 @@ class Reply:
     def json_or_none(self) -> Any:
         """Return the body as JSON, or None: for reading error bodies."""
         try:
-            return jsonlib.loads(self.body)
+            return _storable(jsonlib.loads(self.body))
         except (ValueError, RecursionError):
             return None
+
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def _storable(value: Any) -> Any:
+    """Return *value* with U+FFFD for lone surrogates and NULs: what is kept of an answer must fit a database."""
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_storable(name): _storable(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_storable(part) for part in value]
+    return value
 
 
 class Api:
@@ -144,7 +159,7 @@ class Api:
         url = self.base_url + path
         if query:
             url += "?" + urlencode(query, quote_via=quote)
-        content = None if json is None else jsonlib.dumps(json, ensure_ascii=False).encode()
+        content = None if json is None else jsonlib.dumps(json, ensure_ascii=False).encode("utf-8", "replace")
         # Nothing compressed: what comes is as large as it looks.
         common = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         sent_headers = {**common, **(headers or {})}
@@ -161,6 +176,9 @@ class Api:
             failure = _no_answer(error, urlsplit(url).hostname or "")
             self._note(method, url, None, started, kept, "", type(error).__name__)
             raise failure from error
+        except DeliveryFailed as failure:
+            self._note(method, url, failure.status, started, kept, "", failure.code)
+            raise
         self._note(method, url, reply.status, started, kept, "(not kept)" if confidential else _kept(reply.body))
         if creates and 400 <= reply.status < 500 and reply.status != 408:
             self.create_refused()
@@ -180,10 +198,12 @@ class Api:
             body = _body(response, deadline)
             lower = {name.lower(): value for name, value in response.headers.items()}
             if 300 <= response.status_code < 400:
-                raise Permanent(
+                # A page for maintenance, an account that moved: nobody's contact is at fault.
+                raise Refused(
                     "The platform answers with a redirect, which bridge does not follow. Check the base URL.",
                     code="redirect",
                     status=response.status_code,
+                    tries=2,
                 )
             return Reply(response.status_code, lower, body)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import abort
 
 from bridge import pipeline
 from bridge.config import load
@@ -203,6 +204,77 @@ def test_while_the_crm_cannot_be_read_it_waits_and_says_so(world: World) -> None
     trouble.times = 0
     world.bench.settle()
     assert world.delivery(str(events[0]["objectId"])).state is State.SYNCED
+
+
+def test_a_contact_that_spoils_the_read_of_a_batch_waits_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    for n in range(20):
+        events += world.crm.create(**{**ANA, "phone": f"+52551234{n:04d}", "email": f"p{n}@example.com"})[:1]
+    ids = [str(event["objectId"]) for event in events]
+    resolve = world.crm._resolve
+
+    def choke(source_id: str) -> Any:
+        return abort(400) if source_id in {ids[3], ids[4]} else resolve(source_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.crm, "_resolve", choke)
+        world.send(events, settle=False)
+        world.bench.worker.run("process:hubspot")
+        for source_id in ids:
+            stuck = "Waiting to be read from the CRM" in world.delivery(source_id).reason
+            assert stuck == (source_id in {ids[3], ids[4]})
+        assert "(HTTP 400)" in world.delivery(ids[3]).reason
+        assert len(world.crm.made("POST", "/batch/read")) < 20
+    world.bench.settle()
+    assert {world.delivery(source_id).state for source_id in ids} == {State.SYNCED}
+
+
+def test_an_unusable_answer_lets_its_contact_alone_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = world.crm.create(**ANA)[:1]
+    events += world.crm.create(**{**ANA, "phone": "+525512340001", "email": "b@example.com"})[:1]
+    bad, good = (str(event["objectId"]) for event in events)
+    shown = world.crm._shown
+
+    def timeless(record: Any, names: Any) -> dict[str, Any]:
+        return {**shown(record, names), **({"updatedAt": None} if record.id == bad else {})}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.crm, "_shown", timeless)
+        world.send(events, settle=False)
+        world.step()
+        assert "when the contact was last changed" in world.delivery(bad).reason
+        assert world.delivery(good).state is State.SYNCED
+    world.bench.settle()
+    assert world.delivery(bad).state is State.SYNCED
+
+
+def test_a_crm_that_answers_every_batch_with_nonsense_is_not_asked_without_end(world: World) -> None:
+    events = []
+    for n in range(100):
+        events += world.crm.create(**{**ANA, "phone": f"+52551234{n:04d}", "email": f"p{n}@example.com"})[:1]
+    trouble = world.crm.trouble(status=200, body="<html>", times=10_000)
+    world.send(events, settle=False)
+    world.bench.worker.run("process:hubspot")
+    assert len(world.crm.made("POST", "/batch/read")) == 32
+    trouble.times = 0
+    world.bench.settle()
+    assert len(world.sms.contacts) == 100
+
+
+def test_a_record_from_the_future_owns_no_field_until_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = world.crm._shown
+
+    def ahead(record: Any, names: Any) -> dict[str, Any]:
+        return {**shown(record, names), "updatedAt": "2099-01-01T00:00:00Z"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.crm, "_shown", ahead)
+        source_id = world.create()
+    world.ahead += timedelta(seconds=1)
+    world.change(source_id, firstname="Anita")
+    assert world.at_sakari()["firstName"] == "Anita"
 
 
 def test_an_opt_out_does_not_wait_for_the_crm(world: World) -> None:
@@ -779,3 +851,28 @@ def test_a_field_that_a_new_rule_needs_is_read_by_itself(world: World) -> None:
     restart(world, route_of(world, create=False))
     world.bench.settle()
     assert len(world.crm.made("POST", "/batch/read")) == reads
+
+
+def test_what_a_platform_says_in_half_characters_is_stored_all_the_same(world: World) -> None:
+    body = '{"success": false, "error": {"code": "\\ud800", "message": "\\u0000 \\udfff"}}'
+    world.sms.trouble(method="POST", path="/contacts", status=400, body=body)
+    source_id = world.create()
+    assert world.delivery(source_id).state is State.FAILED
+
+
+def test_a_redirect_holds_the_target_and_is_nobodys_fault(world: World) -> None:
+    trouble = world.sms.trouble(status=307, headers={"Location": "http://127.0.0.1:9/"}, times=99)
+    events = world.crm.create(**ANA)
+    world.send(events, settle=False)
+    for _ in range(3):
+        world.step()
+        world.bench.ahead[0] += timedelta(seconds=5)
+    assert world.bench.store.target_status("sms").mode == "held"
+    assert world.delivery(str(events[0]["objectId"])).state is State.HELD
+    [exchange] = world.bench.store.audit_page(Filter(kind="delivery", error="redirect"), None, 1).items
+    assert exchange.status == 307
+    trouble.times = 0
+    world.bench.ahead[0] += timedelta(minutes=5)
+    world.step()
+    world.bench.settle()
+    assert world.delivery(str(events[0]["objectId"])).state is State.SYNCED

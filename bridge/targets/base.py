@@ -80,6 +80,10 @@ class Job:
     # Raises Ambiguous when another contact of the same source is linked to it already.
     link: Callable[[str], None] = field(default=lambda target_id: None)
 
+    def last(self, name: str) -> Value:
+        """Return what the target was last known to hold in the field *name*, believed or not."""
+        return (self.accepted or {}).get(name) or self.before.get(name)
+
     def may_create(self) -> bool:
         """Say whether a contact that was not found may be created.
 

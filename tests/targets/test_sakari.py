@@ -272,7 +272,7 @@ def test_what_the_answer_to_a_create_means(h: Harness, status: int, code: str, k
 
 def test_a_redirect_is_not_followed(h: Harness) -> None:
     h.fake.trouble(status=302, headers={"Location": "http://127.0.0.1:1/"}, path=CONTACTS)
-    with pytest.raises(Permanent) as caught:
+    with pytest.raises(Refused) as caught:
         h.target.deliver(h.api(), job(h.person(1)))
     assert caught.value.code == "redirect"
 

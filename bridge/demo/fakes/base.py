@@ -121,7 +121,9 @@ class Fake:
             with self.app.request_context(environ):
                 self._before()
             return answer(environ, start_response)
-        if found.how != "drop":
+        if found.how == "drop":
+            start_response("200 OK", [])  # never sent: the line is cut below
+        else:
             answer_later = self._handle(environ, start_response)
         if found.how == "slow":
             time.sleep(found.seconds)

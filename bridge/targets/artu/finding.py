@@ -65,7 +65,7 @@ class Finder:
 
     def _named(self, stored: str | None) -> str | None:
         """Return the client that the CRM names: by its id, or by an external id other than the one before."""
-        fields, before = self.job.desired.fields, self.job.before.get("client_external_id")
+        fields, before = self.job.desired.fields, self.job.last("client_external_id")
         if client_id := fields.get("client_id"):
             return str(client_id)
         external = fields.get("client_external_id")

@@ -45,7 +45,14 @@ class Push:
         """
         desired = self.job.desired.fields
         if stored is not None:
-            read = self.team.read(stored, [*keys_of(desired), *keys_of(self.job.before), *keys_of(self.job.tried)])
+            read = self.team.read(
+                stored,
+                [
+                    *keys_of(desired),
+                    *keys_of({**self.job.before, **(self.job.accepted or {})}),
+                    *keys_of(self.job.tried),
+                ],
+            )
             if read is not None:
                 return read
         found = self._find_by_key()

@@ -89,7 +89,7 @@ class Sakari:
     def remove(self, api: Api, job: Job) -> Receipt:
         account, target_id = self._account(api), job.target_id
         if target_id is None:
-            number = job.desired.fields.get("mobile") or job.before.get("mobile")
+            number = job.desired.fields.get("mobile") or job.last("mobile")
             target_id = find(account, self._learnt, number) if isinstance(number, str) else None
             if target_id is None:
                 job.check_settled()
