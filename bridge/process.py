@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from bridge import config as configuration
 from bridge import log
 from bridge.config import Config, Environment
 from bridge.engine.bell import Bell, bell_path
-from bridge.engine.embedded import EmbeddedEngine, WorkerLock
+from bridge.engine.embedded import EmbeddedEngine, LockTaken, WorkerLock
 from bridge.errors import BridgeError, ConfigError, Problem
 from bridge.store.protocol import Store
 from bridge.store.sqlite import SqliteStore
 from bridge.worker import Worker
 
+LOOK_S = 0.5  # whether another worker has ended
 GRACE_S = 25.0  # platforms kill a process some 30 seconds after they asked it to stop
 
 # What a host sets in the environment whose disk is thrown away with every deploy.
@@ -137,28 +139,40 @@ def run_web(config: Config, environment: Environment, host: str) -> None:
     run()
 
 
-def run_worker(config: Config, environment: Environment) -> int:
+def run_worker(config: Config, environment: Environment, *, patient: bool = False) -> int:
     """Deliver until SIGTERM or SIGINT; return the exit code. To be called by the main thread.
 
+    *patient*: wait for a worker that runs on this database already.
+
     Raises:
-        WorkerRunning: there is a worker on this database already.
+        WorkerRunning: there is such a worker, and we are not to wait.
     """
     log.configure(environment.log_level, environment.log_format)
     store = open_store(environment, config)
     path = database_path(environment)
     try:
-        with _lock(path):
+        with _lock(path, patient=patient):
             return _work(Worker(config, store, EmbeddedEngine(_lane_failed)), Bell(bell_path(path)))
     finally:
         store.close()
 
 
-def _lock(path: Path) -> WorkerLock:
-    try:
-        return WorkerLock(path)
-    except ConfigError as error:
-        # Nothing is wrong with the configuration: `bridge serve` tries again until the other one has ended.
-        raise WorkerRunning(str(error)) from error
+def _lock(path: Path, *, patient: bool) -> WorkerLock:
+    told = False
+    while True:
+        try:
+            return WorkerLock(path)
+        except LockTaken as error:
+            if not patient:
+                raise WorkerRunning(str(error)) from error
+            if not told:
+                holder = f"process {error.holder}" if error.holder else "another process"
+                log.event("worker.waits", reason=f"The worker waits for {holder} to end, which has this database.")
+            told = True
+            time.sleep(LOOK_S)  # SIGTERM ends us here at once: nothing was begun
+        except ConfigError as error:
+            # Nothing is wrong with the configuration: `bridge serve` tries again.
+            raise WorkerRunning(str(error)) from error
 
 
 def _lane_failed(lane: str, error: Exception) -> None:

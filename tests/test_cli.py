@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 from bridge import process
 from bridge.cli import COMMANDS, data, main
 from bridge.config import load
-from bridge.engine.embedded import lock_path
+from bridge.engine.embedded import WorkerLock, lock_path
 from bridge.errors import StoreUnavailable
 from bridge.model import InboundRequest, utc_now
 from bridge.sources.recording import write_recording
@@ -485,6 +485,20 @@ def test_serve_runs_both_starts_a_dead_one_again_and_ends_cleanly(here: Path, pl
     assert "child.died" in log
     assert '"clean": true' in log
     assert "example.com/hooks/shop" in log
+
+
+def test_serve_waits_for_another_worker_and_says_so_once(here: Path) -> None:
+    with opened():  # so that the database is there
+        pass
+    lock = WorkerLock(here / "bridge.db")
+    log = here / "bridge.log"
+    with serving(here):
+        until(lambda: log.exists() and "worker.waits" in log.read_text(), what="the waiting worker")
+        assert f"waits for process {os.getpid()} to end" in log.read_text()
+        lock.release()
+        until(ready, what="bridge")
+    assert log.read_text().count("worker.waits") == 1
+    assert "child.died" not in log.read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux's kernel ends the children of a killed process")

@@ -81,7 +81,8 @@ def worker(ctx: click.Context, config_path: Path | None) -> None:
     loaded = process.load(config_path)
     if PARENT not in os.environ:
         _warn(loaded)
-    ctx.exit(process.run_worker(loaded.config, loaded.environment))
+    # Under `bridge serve` it takes over from another, which is to end soon.
+    ctx.exit(process.run_worker(loaded.config, loaded.environment, patient=PARENT in os.environ))
 
 
 @click.command()

@@ -132,13 +132,22 @@ def lock_path(database: Path) -> Path:
     return database.with_name(f"{database.name}-worker")
 
 
+class LockTaken(ConfigError):
+    """Another worker has the database. *holder* is its process id, "" when that is not known."""
+
+    def __init__(self, problem: Problem, holder: str) -> None:
+        super().__init__(problem)
+        self.holder = holder
+
+
 class WorkerLock:
     """The right to be the one worker of the SQLite database at *database*.
 
     It ends with `release`, or with the process, however that ends. A forked child does not have it.
 
     Raises:
-        ConfigError: another worker has it, or the lock's file cannot be written.
+        LockTaken: another worker has it.
+        ConfigError: the lock's file cannot be written.
     """
 
     def __init__(self, database: Path) -> None:
@@ -152,7 +161,7 @@ class WorkerLock:
         except BlockingIOError as error:
             holder = os.read(file, 32).decode("ascii", "replace").strip()
             os.close(file)
-            raise ConfigError(_taken(database, holder)) from error
+            raise LockTaken(_taken(database, holder), holder) from error
         os.ftruncate(file, 0)
         os.write(file, f"{os.getpid()}\n".encode())
         self._file = file
