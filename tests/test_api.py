@@ -328,6 +328,7 @@ def test_a_slip_in_a_replays_filter_does_not_replay_everything(quiet_site: Site)
     answer = quiet_site.api("POST", "/replay", json={"deliveries": {"stat": "failed"}})
     assert answer.status_code == 422
     assert "did you mean 'state'" in answer.json()["errors"][0]["what"]
+    assert answer.json()["detail"].endswith("did you mean 'state'?")
 
 
 def test_bodies_that_are_no_json_are_told_apart(quiet_site: Site) -> None:
