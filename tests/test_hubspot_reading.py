@@ -15,7 +15,7 @@ from bridge.demo.fakes.hubspot import WebhookEvent
 from bridge.errors import SourceUnavailable
 from bridge.model import Change, InboundRequest, Kind, RecordKey, Secret, Value, Version
 from bridge.outbound import Api, new_session
-from bridge.sources.base import Read
+from bridge.sources.base import BatchUnreadable, Read
 from bridge.sources.hubspot import SOURCE, HubSpot, Settings
 
 START = datetime(2026, 9, 21, 14, 13, 20, 500_000, tzinfo=UTC)
@@ -179,7 +179,9 @@ def test_trouble_while_looking_for_a_survivor_teaches_nothing() -> None:
         one.fake.trouble(method="GET", status=502)
         one.fails(ada, "123")
         one.fake.trouble(method="GET", status=200, body={"id": 5})
-        assert "not a contact" in str(one.fails(ada, "123"))
+        good, bad = one.read(ada, "123")
+        assert (good.fields is None, good.problem) == (False, "")
+        assert (bad.fields, bad.version, bad.problem) == (None, None, "HubSpot's answer is not a contact.")
         assert [read.fields is None for read in one.read(ada, "123")] == [False, True]
 
 
@@ -207,10 +209,34 @@ def test_an_answer_of_another_shape_is_never_taken_for_the_contact(answer: objec
         assert read.fields == {"email": "ada@example.com", "phone": ""}
 
 
-def test_an_answer_without_a_time_teaches_nothing() -> None:
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        ({"properties": {"email": "a@example.com"}}, "when the contact was last changed"),
+        ({"properties": {}, "updatedAt": ["2026"]}, "when the contact was last changed"),
+        ({"properties": {"email": ["a@example.com"]}, "updatedAt": "2026-09-21T14:13:20Z"}, "not a text"),
+    ],
+)
+def test_an_unusable_answer_about_one_contact_says_nothing_against_the_others(
+    bad: Mapping[str, Any], problem: str
+) -> None:
     with account() as one:
-        one.fake.trouble(status=200, body={"results": [{"id": "1", "properties": {"email": "a@example.com"}}]})
-        assert "when the contact was last changed" in str(one.fails("1"))
+        good = {"id": "2", "properties": {"email": "b@example.com"}, "updatedAt": "2026-09-21T14:13:20Z"}
+        one.fake.trouble(status=200, body={"results": [{"id": "1", **bad}, good]})
+        first, second = one.read("1", "2")
+        assert (first.fields, first.version) == (None, None)
+        assert problem in first.problem
+        assert (second.fields, second.problem) == ({"email": "b@example.com"}, "")
+
+
+@pytest.mark.parametrize("trouble", [{"status": 400}, {"status": 422}, {"status": 200, "body": "<html>"}])
+def test_trouble_that_may_be_of_the_records_asked_for_is_told_apart(trouble: Mapping[str, Any]) -> None:
+    with account() as one:
+        one.fake.trouble(**trouble)
+        assert isinstance(one.fails(), BatchUnreadable)
+        for status in (401, 403, 404, 429, 500, 503):
+            one.fake.trouble(status=status)
+            assert not isinstance(one.fails(), BatchUnreadable)
 
 
 def test_an_archived_contact_is_none() -> None:

@@ -238,7 +238,7 @@ def test_an_unusable_answer_lets_its_contact_alone_wait(world: World, monkeypatc
     shown = world.crm._shown
 
     def timeless(record: Any, names: Any) -> dict[str, Any]:
-        return {**shown(record, names), **({"updatedAt": None} if record.id == bad else {})}
+        return {**shown(record, names), **({"updatedAt": "?"} if record.id == bad else {})}
 
     with monkeypatch.context() as patched:
         patched.setattr(world.crm, "_shown", timeless)

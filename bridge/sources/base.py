@@ -30,7 +30,8 @@ class Read:
     """What a CRM said of one record that was asked for.
 
     *fields* None: the CRM does not know it (deleted, or the made-up id of a test event). *key* differs from the
-    one asked for when the record was merged into another.
+    one asked for when the record was merged into another. *problem*: one sentence saying why nothing was learnt of
+    this record, whatever the others came to; *fields* is None then, too.
     """
 
     asked: RecordKey
@@ -38,6 +39,11 @@ class Read:
     fields: Mapping[str, Value] | None
     version: Version | None  # of every field: the record's own time of last change
     account: str | None = None
+    problem: str = ""
+
+
+class BatchUnreadable(SourceUnavailable):
+    """The CRM refuses, or answers with nonsense, this one call. Asked for fewer records it may do better."""
 
 
 class Source(Protocol):
@@ -77,6 +83,7 @@ class Source(Protocol):
         """Read up to `SourceType.read_limit` records, only the named *fields*. One `Read` for each key.
 
         Raises:
+            BatchUnreadable: not these records together; others, or each alone, perhaps.
             SourceUnavailable: the CRM cannot be read now; nothing was learnt.
         """
         ...

@@ -19,7 +19,7 @@ from bridge.contact import clamp
 from bridge.errors import BadPayload, BadSignature, Permanent, Retryable, SourceUnavailable
 from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, Version
 from bridge.outbound import Api, Reply, segment
-from bridge.sources.base import Genuine, Read, SourceType
+from bridge.sources.base import BatchUnreadable, Genuine, Read, SourceType
 from bridge.sources.reading import (
     Unclear,
     distinct,
@@ -272,12 +272,21 @@ class HubSpot:
             record = records.get(source_id)
             if record is None and source_id not in unknown:
                 # It may have been merged: then HubSpot answers with the survivor, and by position nothing is sure.
-                record = self._read_one(api, source_id, names)
+                try:
+                    record = self._read_one(api, source_id, names)
+                except BatchUnreadable as error:
+                    asked_key = self._record(source_id)
+                    reads[source_id] = Read(asked_key, asked_key, None, None, problem=str(error))
+                    continue
             reads[source_id] = self._as_read(source_id, record, names)
         return [replace(reads[key.source_id], asked=key) for key in keys]
 
     def _read_one(self, api: Api, source_id: str, names: Sequence[str]) -> Mapping[str, Any] | None:
-        """Return the record that *source_id* leads to, None where HubSpot knows none."""
+        """Return the record that *source_id* leads to, None where HubSpot knows none.
+
+        Raises:
+            BatchUnreadable: it has no usable answer for this one record.
+        """
         reply = self._call(
             api,
             "GET",
@@ -290,7 +299,7 @@ class HubSpot:
             self._refuse(reply)
         record = _object(_json(reply))
         if not _is_record(record):
-            raise SourceUnavailable("HubSpot's answer is not a contact. Bridge tries again later.")
+            raise BatchUnreadable("HubSpot's answer is not a contact.")
         return record
 
     def _as_read(self, source_id: str, record: Mapping[str, Any] | None, names: Sequence[str]) -> Read:
@@ -300,10 +309,15 @@ class HubSpot:
         properties = _object(record.get("properties"))
         try:
             changed_at = moment(record.get("updatedAt") or properties.get("lastmodifieddate"), "updatedAt")
-        except Unclear as error:
-            raise SourceUnavailable("HubSpot's answer does not say when the contact was last changed.") from error
+        except Unclear:
+            problem = "HubSpot's answer does not say when the contact was last changed."
+            return Read(asked, asked, None, None, problem=problem)
         # Null: HubSpot knows the property and it is empty. Absent: there is no such property.
-        said = {name: "" if properties[name] is None else properties[name] for name in names if name in properties}
+        try:
+            said = {name: _as_text(properties[name]) for name in names if name in properties}
+        except Unclear:
+            problem = "HubSpot's answer holds a property that is not a text."
+            return Read(asked, asked, None, None, problem=problem)
         return Read(asked, self._record(record["id"]), said, Version(changed_at, "read"))
 
     def _call(
@@ -315,9 +329,8 @@ class HubSpot:
         try:
             return api.call(method, path, json=json, query=query, headers=headers)
         except Retryable as error:
-            raise SourceUnavailable(
-                f"HubSpot cannot be read now: {error}", retry_after_s=error.retry_after_s
-            ) from error
+            unreadable = BatchUnreadable if error.code == "nonsense" else SourceUnavailable
+            raise unreadable(f"HubSpot cannot be read now: {error}", retry_after_s=error.retry_after_s) from error
         except Permanent as error:
             raise SourceUnavailable(f"HubSpot cannot be read: {error}") from error
 
@@ -334,7 +347,8 @@ class HubSpot:
             )
         code = text_or_none(_object(reply.json_or_none()).get("category")) or ""
         said = f", {code}" if CODE.fullmatch(code) else ""
-        raise SourceUnavailable(
+        unreadable = BatchUnreadable if reply.status in {400, 413, 422} else SourceUnavailable
+        raise unreadable(
             f"HubSpot did not give the contacts (HTTP {reply.status}{said}). Bridge tries again later.",
             retry_after_s=reply.retry_after_s,
         )
@@ -475,7 +489,7 @@ def _json(reply: Reply) -> Any:
     try:
         return reply.json()
     except Retryable as error:
-        raise SourceUnavailable(f"HubSpot cannot be read now: {error}") from error
+        raise BatchUnreadable(f"HubSpot cannot be read now: {error}") from error
 
 
 def _object(value: Any) -> Mapping[str, Any]:
