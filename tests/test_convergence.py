@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -78,13 +78,20 @@ def histories(draw: st.DrawFn) -> list[Said]:
 
 
 def play(
-    bench: Bench, history: Sequence[Said], ids: Mapping[Said, str], *, stops: frozenset[int] = frozenset()
+    bench: Bench,
+    history: Sequence[Said],
+    ids: Mapping[Said, str],
+    *,
+    stops: frozenset[int] = frozenset(),
+    before_stop: Callable[[], object] = lambda: None,
 ) -> None:
     """Send *history* in this order; the worker runs after the events at the places *stops*, and at the end."""
     for place, said in enumerate(history):
         bench.receive(signed(bench.config, said.body(), ids[said]))
         if place in stops:
-            bench.settle()
+            before_stop()
+            for lane in bench.worker.lanes:
+                bench.worker.run(lane)
     bench.settle()
 
 
@@ -171,7 +178,7 @@ def test_any_order_and_any_repeats_end_in_the_same_place(
 
 @given(history=histories(), seed=st.integers(0, 2**32))
 @settings(SLOW, max_examples=12)
-def test_it_does_not_matter_when_the_worker_runs_but_for_opt_outs_which_only_tighten(
+def test_neither_trouble_nor_when_the_worker_runs_matters_but_opt_outs_only_tighten(
     stage: Stage, history: list[Said], seed: int
 ) -> None:
     chance = random.Random(seed)
@@ -179,10 +186,19 @@ def test_it_does_not_matter_when_the_worker_runs_but_for_opt_outs_which_only_tig
     shuffled = list(history)
     chance.shuffle(shuffled)
     stops = frozenset(chance.sample(range(len(shuffled)), k=min(4, len(shuffled))))
+
+    def trouble() -> None:
+        """Let some calls be done without an answer, or not be done at all."""
+        for fake in stage.platforms.fakes.values():
+            for _ in range(chance.randint(0, 2)):
+                how = chance.choice(["drop_after", "drop_after", "drop", "answer"])
+                method = chance.choice(["", "POST", "PUT"])
+                fake.trouble(how=how, method=method, status=503)
+
     outcomes = []
     for order, pauses in ((sorted(history, key=lambda said: said.minute), frozenset[int]()), (shuffled, stops)):
         with stage.anew() as bench:
-            play(bench, order, ids, stops=pauses)
+            play(bench, order, ids, stops=pauses, before_stop=trouble)
             outcomes.append(seen(bench, stage.platforms))
             assert stage.platforms.loosened() == []
             assert all(count <= PEOPLE for count in stage.platforms.counts().values())
