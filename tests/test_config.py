@@ -460,6 +460,26 @@ def test_a_scheme_that_tells_no_repeats_is_a_warning(read: Any) -> None:
     assert "tells a repeated request from a new one" in shown(config.warnings)[0]
 
 
+@pytest.mark.parametrize(
+    ("id_", "named"),
+    [
+        ("item.data.email", "email"),
+        ("item['workEmail'] | lower", "workEmail"),
+        ("body.Phone_Number", "Phone_Number"),
+        ("item.mobile", "mobile"),
+        ("item.data.id", ""),
+        ("item.contact.number", ""),
+    ],
+)
+def test_an_id_that_is_personal_is_a_warning(read: Any, id_: str, named: str) -> None:
+    secret = 'signature = { header = "X-Signature" }'
+    text = GOOD.replace('type = "crm"', f'type = "hmac"\n{secret}\npayload.id = "{id_}"')
+    config = read(text.replace('token = "${CRM_SECRET}"\n', ""), ENVIRON, sources=SOURCES, targets={"sms": SMS})
+    told = [line for line in shown(config.warnings) if "personal" in line]
+    assert len(told) == bool(named)
+    assert all(f"'{named}'" in line and "the sender's own number" in line for line in told)
+
+
 # --- the real types ----------------------------------------------------------------------------------------
 
 REAL = {

@@ -29,6 +29,7 @@ from bridge.expressions import Expression
 from bridge.rules import Empty, FieldRule, OnDelete, Route
 from bridge.sources import SOURCES, hmac_scheme
 from bridge.sources.base import SourceType
+from bridge.sources.payload import Payload
 from bridge.targets import TARGETS
 from bridge.targets.base import TargetField, TargetType
 from bridge.values import known_region
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 FILE_NAME = "bridge.toml"
 _NAME = re.compile(r"[a-z0-9_-]+")
+_PERSONAL = re.compile(r"\w*(?:mail|phone|mobile)\w*", re.IGNORECASE)  # a name of something that is no mere number
 
 
 def find(named: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> PathOnDisk:
@@ -374,6 +376,14 @@ class _Reader:
                     f"without a token, contacts cannot be read from {connection.type.title}: bridge knows only "
                     "what its webhooks carry, and fields may stay unknown",
                     "add a token",
+                )
+            payload = getattr(connection.settings, "payload", None)
+            if isinstance(payload, Payload) and (personal := _PERSONAL.search(payload.id)):
+                self.document.warning(
+                    (*path, "payload", "id"),
+                    f"the id seems to be personal ('{personal[0]}'), and ids stay in logs and in the audit log, "
+                    "also of persons who were erased",
+                    "give the sender's own number of the contact",
                 )
             if isinstance(connection.settings, hmac_scheme.Settings) and _tells_no_repeats(connection.settings):
                 self.document.warning(
