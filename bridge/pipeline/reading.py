@@ -13,7 +13,7 @@ from bridge.config import SourceConnection
 from bridge.errors import SourceUnavailable
 from bridge.model import Change, Contact, Kind, RecordKey, Want
 from bridge.outbound import Api
-from bridge.pipeline.merging import merge_all
+from bridge.pipeline.merging import load, merge_all
 from bridge.rules import Route
 from bridge.sources.base import BatchUnreadable, Read
 from bridge.store.protocol import Store
@@ -120,8 +120,9 @@ def _take_answer(known: dict[RecordKey, Contact], store: Store, answer: Read, no
         return set()
     # The record lives on under another id: the same as a merge event that has not reached us.
     known[answer.asked] = done
-    if answer.key not in known:
-        known |= store.contacts([answer.key])
+    # With all that was merged into the survivor before: what those said of an opt-out counts now.
+    for key, contact in load(store.contacts, {answer.key}).items():
+        known.setdefault(key, contact)
     loser = Change(
         answer.asked,
         Kind.MERGED,
