@@ -453,6 +453,13 @@ def test_a_platform_that_cannot_be_told_of_an_opt_out_is_a_warning(read: Any) ->
     assert "Clerk Chat has no way to be told of an opt-out" in shown(config.warnings)[0]
 
 
+def test_all_ranges_of_a_section_are_told_at_once(read: Any) -> None:
+    text = GOOD.replace('"US"', '"US"\nretention_days = 0\nsettle_s = -1')
+    with pytest.raises(ConfigError) as refused:
+        read(text, ENVIRON, sources={"crm": CRM}, targets={"sms": SMS})
+    assert [problem.what for problem in refused.value.problems] == ["from 1 to 3650", "from 0 to 3600"]
+
+
 def test_a_scheme_that_tells_no_repeats_is_a_warning(read: Any) -> None:
     text = GOOD.replace('type = "crm"', 'type = "hmac"\nsignature = { header = "X-Signature" }')
     text = text.replace('token = "${CRM_SECRET}"\n', "")

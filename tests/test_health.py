@@ -100,6 +100,7 @@ def test_a_failed_write_is_tried_anew_when_no_webhook_comes_to_do_so(
         (Health(worker_seen_at=NOW, oldest_due_at=NOW - timedelta(seconds=LATE_S + 1)), ["delivery"]),
         (Health(worker_seen_at=NOW, oldest_unprocessed_at=NOW - timedelta(days=1)), ["processing"]),
         (Health(worker_seen_at=NOW + timedelta(seconds=5)), []),  # another machine's clock is ahead
+        (Health(worker_seen_at=NOW + timedelta(days=1)), ["worker"]),  # a clock was wrong: it tells nothing
     ],
 )
 def test_what_is_late_is_not_well(

@@ -197,8 +197,11 @@ class Document:
                 self.problem(where, what, wrapping(wanted, detail["input"]))
 
     def refuse(self, path: Path, error: Exception) -> None:
-        """Note what an adapter says of its settings: "key: what is wrong", or a sentence that begins so."""
-        said = str(error)
+        """Note what an adapter says of its settings, a line each: "key: what is wrong", or a sentence."""
+        for said in str(error).splitlines():
+            self._refuse(path, said)
+
+    def _refuse(self, path: Path, said: str) -> None:
         match = re.match(r"([a-z_][a-z0-9_.]*)(:?) ", said)
         inner = (*path, *match[1].split(".")) if match else path
         if match and (match[2] or inner in self.lines):

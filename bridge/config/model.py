@@ -47,12 +47,20 @@ class BridgeSettings:
     )
 
     def __post_init__(self) -> None:
-        if not 1 <= self.retention_days <= 3650:
-            raise ValueError("retention_days: from 1 to 3650")
-        if not 1024 <= self.max_body_bytes <= 64 * 1024 * 1024:
-            raise ValueError("max_body_bytes: from 1024 to 67108864 (64 MiB)")
-        if not 0 <= self.settle_s <= 3600:
-            raise ValueError("settle_s: from 0 to 3600")
+        _insist(
+            {
+                "retention_days: from 1 to 3650": 1 <= self.retention_days <= 3650,
+                "max_body_bytes: from 1024 to 67108864 (64 MiB)": 1024 <= self.max_body_bytes <= 64 * 1024 * 1024,
+                "settle_s: from 0 to 3600": 0 <= self.settle_s <= 3600,
+            }
+        )
+
+
+def _insist(rules: Mapping[str, bool]) -> None:
+    """Raise one `ValueError` with a line for each of *rules* ("key: what it must be") that is not kept."""
+    broken = [rule for rule, kept in rules.items() if not kept]
+    if broken:
+        raise ValueError("\n".join(broken))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +76,13 @@ class TargetLimits:
     )
 
     def __post_init__(self) -> None:
-        if self.rate_per_s is not None and not 0 < self.rate_per_s <= 1000:
-            raise ValueError("rate_per_s: more than 0, up to 1000")
-        if self.burst is not None and not 1 <= self.burst <= 1000:
-            raise ValueError("burst: from 1 to 1000")
-        if self.lanes is not None and not 1 <= self.lanes <= 64:
-            raise ValueError("lanes: from 1 to 64")
+        _insist(
+            {
+                "rate_per_s: more than 0, up to 1000": self.rate_per_s is None or 0 < self.rate_per_s <= 1000,
+                "burst: from 1 to 1000": self.burst is None or 1 <= self.burst <= 1000,
+                "lanes: from 1 to 64": self.lanes is None or 1 <= self.lanes <= 64,
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)

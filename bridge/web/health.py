@@ -121,7 +121,10 @@ def look(store: Store, now: datetime, trouble: str = "") -> list[Check]:
 
 
 def worker_alive(seen: Health, now: datetime) -> bool:
-    return seen.worker_seen_at is not None and _age_s(seen.worker_seen_at, now) <= WORKER_FRESH_S
+    if seen.worker_seen_at is None:
+        return False
+    # A moment ahead of us is of a clock that was wrong: it tells nothing of whether the worker is alive now.
+    return -WORKER_FRESH_S <= (now - seen.worker_seen_at).total_seconds() <= WORKER_FRESH_S
 
 
 def _worker(seen: Health, now: datetime) -> Check:
@@ -129,6 +132,11 @@ def _worker(seen: Health, now: datetime) -> Check:
         detail = "No worker ever ran: webhooks are stored, but nothing is sent. Start one with: bridge worker."
         return Check("worker", ok=False, detail=detail)
     age_s = _age_s(seen.worker_seen_at, now)
+    if seen.worker_seen_at > now and not worker_alive(seen, now):
+        detail = (
+            "The worker was last seen at a moment that is yet to come: a clock was wrong. Is a worker running?"
+        )
+        return Check("worker", ok=False, detail=detail)
     if worker_alive(seen, now):
         return Check("worker", ok=True, detail=f"The worker was seen {age_s:.0f} seconds ago.", age_s=age_s)
     detail = (
