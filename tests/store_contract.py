@@ -488,6 +488,11 @@ class StoreContract:
 
     # --- delivery ----------------------------------------------------------------------------------------
 
+    def test_a_beat_of_the_future_does_not_outshine_the_living(self, store: Store) -> None:
+        store.beat("worker", "a", NOW + 24 * 60 * MINUTE)
+        store.beat("worker", "b", NOW)
+        assert store.health(NOW).worker_seen_at == NOW
+
     def test_the_oldest_due_delivery_is_claimed_first(self, store: Store) -> None:
         for number in (3, 1, 2):
             commit(store, want(RecordKey("crm", str(number))), now=NOW + number * SECOND)

@@ -133,9 +133,7 @@ def _worker(seen: Health, now: datetime) -> Check:
         return Check("worker", ok=False, detail=detail)
     age_s = _age_s(seen.worker_seen_at, now)
     if seen.worker_seen_at > now and not worker_alive(seen, now):
-        detail = (
-            "The worker was last seen at a moment that is yet to come: a clock was wrong. Is a worker running?"
-        )
+        detail = "The worker was last seen at a moment that is yet to come: a clock was wrong, and no worker runs."
         return Check("worker", ok=False, detail=detail)
     if worker_alive(seen, now):
         return Check("worker", ok=True, detail=f"The worker was seen {age_s:.0f} seconds ago.", age_s=age_s)

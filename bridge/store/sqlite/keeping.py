@@ -16,6 +16,7 @@ from bridge.store.sqlite.reading import delivery_conditions
 from bridge.store.sqlite.rows import add_facts, bare_inbounds
 
 BEATS_KEPT = timedelta(days=1)  # of processes that are no more
+BEATS_AHEAD = timedelta(minutes=1)  # that clocks of machines may differ
 
 
 def salt(db: Database) -> bytes:
@@ -115,7 +116,10 @@ def beat(db: Database, role: str, owner: str, now: datetime) -> None:
         " ON CONFLICT (role, owner) DO UPDATE SET seen_at = excluded.seen_at",
         (role, owner, iso(now)),
     )
-    db.execute("DELETE FROM beat WHERE seen_at < ?", (iso(now - BEATS_KEPT),))
+    # Those of a clock that was ahead would outshine the living for as long as it was.
+    db.execute(
+        "DELETE FROM beat WHERE seen_at < ? OR seen_at > ?", (iso(now - BEATS_KEPT), iso(now + BEATS_AHEAD))
+    )
 
 
 def add_token(db: Database, source: str, token_id: str, now: datetime) -> None:
