@@ -54,15 +54,7 @@ class Push:
         self.unsure_since = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """What one push came to, for the lane that made it."""
-
-    delivery: Delivery
-    refused: str = ""  # why the target was held
-
-
-def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delivered:
+def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delivery:
     """Push one claimed delivery, classify what the platform said, and save it all at once."""
     store, claimed, connection = push.store, push.claimed, push.connection
     push.unsure_since = claimed.unsure_since
@@ -93,15 +85,13 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
         receipt = target.remove(api, job) if desired.gone else target.deliver(api, job)
     except Superseded:
         held = _held(store, claimed)
-        return Delivered(
-            store.finish(
-                push.ticket,
-                claimed,
-                lambda row: schedule.superseded(
-                    replace(_present(row, claimed), unsure_since=push.unsure_since), held=held, now=utc_now()
-                ),
-                None,
-            )
+        return store.finish(
+            push.ticket,
+            claimed,
+            lambda row: schedule.superseded(
+                replace(_present(row, claimed), unsure_since=push.unsure_since), held=held, now=utc_now()
+            ),
+            None,
         )
     except DeliveryFailed as failure:
         error = failure
@@ -151,7 +141,7 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
         duration_ms=attempt.duration_ms,
         calls=len(api.exchanges),
     )
-    return Delivered(delivery, held.reason if isinstance(error, Refused) and held.mode == "held" else "")
+    return delivery
 
 
 def _elder(connection: TargetConnection, job: Job) -> Job | None:
