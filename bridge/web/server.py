@@ -39,7 +39,8 @@ ANSWER_DEADLINE_S = 30.0  # for a request and its answer; a peer that sips its a
 FIRST_BYTE_S = 0.01  # a thread waits that long for a new connection to say something; then the poller does
 LINGER_S = 1.0  # for a peer to read the end of its last answer before the connection is closed
 LINGER_BYTES = 64 * 1024
-GRACE_S = 25  # platforms kill a process some 30 seconds after they asked it to stop
+GRACE_S = 7  # of the 10 seconds in which all of bridge ends: requests under way are answered by then
+LAST_BYTE_S = 2.0  # a connection that was there when we were asked to stop may still say so long what it wants
 KEEPALIVE_S = 15
 HEAD_LINE_BYTES = 8190
 HEADERS = 100
@@ -55,8 +56,8 @@ class Worker(ThreadWorker):
 
     def handle(self, conn: TConn) -> object:
         if not conn.initialized:
-            if not conn.wait_for_data(FIRST_BYTE_S):
-                return _DEFER
+            if not conn.wait_for_data(FIRST_BYTE_S if self.alive else LAST_BYTE_S):
+                return _DEFER if self.alive else False
             limit_sending(conn.sock)
         self._began[conn] = time.monotonic()
         try:
@@ -67,6 +68,34 @@ class Worker(ThreadWorker):
             # gunicorn waits for the peer's goodbye in the thread that serves all connections: do it here before.
             say_goodbye(conn.sock)
         return goes_on
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Called with False at the end: take in who waits at the door, then close it.
+
+        Whoever the kernel let in already would get a reset in the middle of his request, and a proxy answers that
+        with a 502. From a closed door it is turned away before it says anything, and may knock again.
+        """
+        super().set_accept_enabled(enabled)
+        if self.alive:
+            return
+        for listener in self.sockets:
+            taken = -1
+            while taken < self.nr_conns:
+                taken = self.nr_conns
+                self.accept(listener)
+            listener.close()
+
+    def finish_request(self, conn: TConn, fs: Any) -> None:
+        if not self.alive and not fs.cancelled() and fs.exception() is None and fs.result() is _DEFER:
+            self.enqueue_req(conn)  # it was put off while we did not know yet that we are to stop
+        else:
+            super().finish_request(conn, fs)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """Called at the end: connections that say nothing must not hold us until the grace is over."""
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
 
     def murder_pending(self) -> None:
         """Called about once a second: hang up on whoever takes too long over one request."""
