@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
 from bridge import config as configuration
-from bridge import log
+from bridge import log, telemetry
 from bridge.config import Config, Environment
 from bridge.engine.bell import Bell, bell_path
 from bridge.engine.embedded import EmbeddedEngine, LockTaken, WorkerLock
@@ -151,8 +152,9 @@ def run_worker(config: Config, environment: Environment, *, patient: bool = Fals
     store = open_store(environment, config)
     path = database_path(environment)
     try:
-        with _lock(path, patient=patient):
-            return _work(Worker(config, store, EmbeddedEngine(_lane_failed)), Bell(bell_path(path)))
+        with _lock(path, patient=patient), closing(telemetry.start()) as spans:
+            worker = Worker(config, store, EmbeddedEngine(_lane_failed), spans=spans)
+            return _work(worker, Bell(bell_path(path)))
     finally:
         store.close()
 

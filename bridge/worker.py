@@ -13,12 +13,12 @@ from datetime import datetime, timedelta
 
 import requests
 
-from bridge import log, pipeline
+from bridge import log, pipeline, telemetry
 from bridge.config import Config, SourceConnection, TargetConnection
 from bridge.engine.protocol import Engine
 from bridge.errors import LostLane, Retryable
 from bridge.lanes import deliver_lane, process_lane
-from bridge.model import utc_now
+from bridge.model import Delivery, utc_now
 from bridge.outbound import Api, new_session
 from bridge.store.protocol import Store, TargetStatus, Ticket
 
@@ -41,6 +41,7 @@ class Worker:
     engine: Engine
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     clock: Callable[[], datetime] = utc_now
+    spans: telemetry.Spans = field(default_factory=telemetry.Spans)
 
     def __post_init__(self) -> None:
         self._tickets: dict[str, Ticket] = {}
@@ -154,7 +155,11 @@ class Worker:
         api = self._reader(connection)
         routes = self.config.routes_of(connection.name)
         while time.monotonic() < deadline and not self._stopping.is_set():
+            began_ns = time.time_ns()
             done = pipeline.process(connection, routes, self.store, self._ticket(lane), api, self.clock())
+            if done.inbounds:
+                where: dict[str, telemetry.Fact] = {"bridge.source": connection.name}
+                self.spans.add("bridge.process", began_ns, {**where, "bridge.inbounds": done.inbounds})
             for woken, due in done.woken.items():
                 self.engine.wake([woken], due)
             if not done.more:
@@ -196,8 +201,23 @@ class Worker:
                 create_refused=push.create_refused,
             )
             with self._creating[connection.name] if claimed.target_id is None else nullcontext():
-                pipeline.deliver(push, api, settle=timedelta(seconds=self.config.bridge.settle_s), now=now)
+                began_ns = time.time_ns()
+                settle = timedelta(seconds=self.config.bridge.settle_s)
+                delivery = pipeline.deliver(push, api, settle=settle, now=now)
+            self._trace(delivery, began_ns, len(api.exchanges))
         return None
+
+    def _trace(self, delivery: Delivery, began_ns: int, calls: int) -> None:
+        facts: dict[str, telemetry.Fact] = {
+            "bridge.target": delivery.target,
+            "bridge.source": delivery.key.source,
+            "bridge.source_id": delivery.key.source_id,
+            "bridge.state": delivery.state.value,
+            "bridge.calls": calls,
+        }
+        if delivery.status is not None:
+            facts["http.response.status_code"] = delivery.status
+        self.spans.add("bridge.deliver", began_ns, facts, failure=delivery.error or "")
 
     def _probe(self, lane: str, connection: TargetConnection, status: TargetStatus) -> TargetStatus:
         """Let the target's first lane, and no other, try whether a held target can be opened."""

@@ -50,6 +50,7 @@ class Round:
 
     woken: Mapping[str, datetime]  # lanes made due
     more: bool  # there is more to do at once
+    inbounds: Sequence[int] = ()  # ids of what was read
 
 
 def process(
@@ -96,7 +97,7 @@ def process(
         decided=work.keys,
         account=account,
     )
-    return Round(store.commit(ticket, decision, now), more=work.more)
+    return Round(store.commit(ticket, decision, now), work.more, [one.id for one in work.inbounds])
 
 
 def parse(connection: SourceConnection, inbound: Inbound) -> Parsed:
