@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import socket
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from bridge import config as configuration
@@ -22,21 +28,35 @@ from bridge.store.sqlite import SqliteStore
 from bridge.worker import Worker
 
 LOOK_S = 0.5  # whether another worker has ended
-GRACE_S = 25.0  # platforms kill a process some 30 seconds after they asked it to stop
+GRACE_S = 6.0  # of the 10 seconds in which all of bridge ends: pushes under way are finished by then, or left
+PORT_AGAIN_S = 0.2  # whether the port is free by now
 
-# What a host sets in the environment whose disk is thrown away with every deploy.
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A platform that gives a program a disk of its own, which goes with the program."""
+
+    title: str
+    has_volumes: bool = True  # a disk that stays can be attached
+
+
+# What such a platform sets in the environment.
 EPHEMERAL = {
-    "DYNO": "Heroku",
-    "RENDER": "Render",
-    "RAILWAY_ENVIRONMENT": "Railway",
-    "RAILWAY_PROJECT_ID": "Railway",
-    "K_SERVICE": "Cloud Run",
-    "FLY_APP_NAME": "Fly.io",
+    "DYNO": Host("Heroku", has_volumes=False),
+    "RENDER": Host("Render"),
+    "RAILWAY_ENVIRONMENT": Host("Railway"),
+    "RAILWAY_PROJECT_ID": Host("Railway"),
+    "K_SERVICE": Host("Cloud Run", has_volumes=False),
+    "FLY_APP_NAME": Host("Fly.io"),
 }
 
 
 class WorkerRunning(BridgeError):
     """Another worker has this database."""
+
+
+class PortTaken(BridgeError):
+    """The web process cannot listen where it should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +127,52 @@ def migrate(environment: Environment, config: Config) -> tuple[SqliteStore, list
         raise
 
 
-def ephemeral_host(environ: Mapping[str, str]) -> str:
-    """Return the name of the host whose disk does not stay, "" when there is no reason to warn."""
-    if environ.get("DATABASE_URL", "").strip():
-        return ""
-    return next((host for name, host in EPHEMERAL.items() if environ.get(name)), "")
+def ephemeral_host(environ: Mapping[str, str], database: Path) -> Host | None:
+    """Return the host whose disk does not keep the file *database*, None when there is no reason to warn."""
+    host = next((host for name, host in EPHEMERAL.items() if environ.get(name)), None)
+    return None if host is None or (host.has_volumes and _is_mounted(database)) else host
+
+
+def _is_mounted(database: Path) -> bool:
+    """Say whether the file is, or will be, on a disk that was attached to this machine."""
+    path = database.absolute()
+    mounted = next(parent for parent in path.parents if parent.is_mount())
+    emptied = (tempfile.gettempdir(), "/dev", "/run")
+    return mounted != Path(path.anchor) and not any(mounted.is_relative_to(place) for place in emptied)
+
+
+def check_port(host: str, port: int, *, patience_s: float = 0) -> None:
+    """Look whether the web process can listen at *host* and *port*; wait so long for another one to leave it.
+
+    Raises:
+        PortTaken: it cannot; the message says why and what to do.
+    """
+    deadline = time.monotonic() + patience_s
+    while (error := _why_closed(host, port)) is not None:
+        if error.errno != errno.EADDRINUSE:
+            raise PortTaken(
+                f"Bridge cannot listen at {host}:{port} ({error.strerror}). Choose another PORT or --host."
+            )
+        if time.monotonic() > deadline:
+            raise PortTaken(
+                f"Port {port} is taken by another program, perhaps by another bridge. "
+                "End that one, or set PORT to a free port."
+            )
+        time.sleep(PORT_AGAIN_S)
+
+
+def _why_closed(host: str, port: int) -> OSError | None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the web process does
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        return error
+    return None
 
 
 def run_web(config: Config, environment: Environment, host: str) -> None:
@@ -191,11 +252,14 @@ def _work(worker: Worker, bell: Bell) -> int:
 
     clean = True
 
-    def wait(seconds: float) -> bool:
+    def end() -> None:
         nonlocal clean
+        clean = worker.stop(GRACE_S)
+
+    def wait(seconds: float) -> bool:
         rang = not asked and bell.wait(seconds)
         if asked:
-            clean = worker.stop(GRACE_S)
+            end()
         return rang
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -203,9 +267,28 @@ def _work(worker: Worker, bell: Bell) -> int:
         worker.start()
         worker.keep_house(wait)
         if not asked:  # a lane was lost: somebody else is the worker now
-            worker.stop(GRACE_S)
+            end()
     finally:
         bell.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 0 if asked and clean else 1
+    code = 0 if asked else 1
+    if not clean:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process with the threads that are still in a call, which nothing else can end.
+
+    The lock on the database ends in the same moment as they do: the next worker must not push what they still
+    push. What they did not finish is as after a kill: claims are due again, and creates are searched for first.
+    """
+    log.event(
+        "worker.left",
+        level="warning",
+        reason="A call took longer than bridge may take to stop. What it was for is settled at the next start.",
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

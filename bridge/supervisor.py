@@ -17,7 +17,7 @@ from types import FrameType
 
 from bridge import log
 
-GRACE_S = 40.0  # longer than web and worker take for themselves
+GRACE_S = 9.0  # longer than web and worker take for themselves; all have ended 10 seconds after the signal
 FIRST_PAUSE_S = 0.5  # before a dead child is started again, doubled each time
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0  # a child that lived for so long had no trouble in starting

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -518,15 +519,31 @@ def test_a_configuration_that_breaks_ends_everything(here: Path) -> None:
 
 
 def test_an_ephemeral_disk_is_warned_of(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert process.ephemeral_host({"DYNO": "web.1"}) == "Heroku"
-    assert process.ephemeral_host({"DYNO": "web.1", "DATABASE_URL": "sqlite:////data/bridge.db"}) == ""
-    assert process.ephemeral_host({"HOME": "/root"}) == ""
     monkeypatch.delenv("DATABASE_URL")
-    with serving(here, RENDER="true"):
-        until(ready, what="bridge")
-    log = (here / "bridge.log").read_text()
-    assert "the disk of Render is thrown away" in log
-    assert "DATABASE_URL=sqlite:////" in log
+    with opened():  # so that there is a folder for the lock
+        pass
+    with WorkerLock(here / "data" / "bridge.db"):  # it has warned when it is refused
+        monkeypatch.setenv("RENDER", "true")
+        told = bridge("worker").stderr
+        monkeypatch.setenv("DYNO", "worker.1")
+        told_on_heroku = bridge("worker").stderr
+    assert "the disk of Render is thrown away with every deploy, and data/bridge.db is on it" in told
+    assert "DATABASE_URL=sqlite:////" in told
+    assert "Heroku has no disk that stays" in told_on_heroku
+    assert "Web and worker must share that file" in told_on_heroku
+
+
+def test_serve_leaves_when_its_port_is_taken(here: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", int(os.environ["PORT"])))
+        other.listen()
+        for command in ("serve", "web"):
+            result = bridge(command, "--host", "127.0.0.1")
+            assert result.exit_code == 1
+            assert f"Port {os.environ['PORT']} is taken by another program" in result.stderr
+    result = bridge("serve", "--host", "192.0.2.1")
+    assert result.exit_code == 1
+    assert "cannot listen at 192.0.2.1" in result.stderr
 
 
 def test_send_brings_the_token_that_a_source_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

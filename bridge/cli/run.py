@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from bridge.process import Loaded
 
 ROLES = ("web", "worker")
+PATIENCE_S = 10.0
 
 
 @click.command()
@@ -34,7 +36,8 @@ def serve(ctx: click.Context, config_path: Path | None, host: str) -> None:
     end_with_parent(os.environ)
     loaded = process.load(config_path)
     database = process.database_path(loaded.environment)
-    _warn(loaded)
+    process.check_port(host, loaded.environment.port)
+    _warn(loaded, ROLES)
     log.configure(loaded.environment.log_level, loaded.environment.log_format)
     click.echo(f"bridge {__version__} listens at http://{host}:{loaded.environment.port}", err=True)
     click.echo(f"  database: {database}", err=True)
@@ -62,7 +65,9 @@ def web(config_path: Path | None, host: str) -> None:
     end_with_parent(os.environ)
     loaded = process.load(config_path)
     if PARENT not in os.environ:
-        _warn(loaded)
+        _warn(loaded, ("web",))
+    # Under `bridge serve`, what a killed one left behind may have it for another moment.
+    process.check_port(host, loaded.environment.port, patience_s=PATIENCE_S if PARENT in os.environ else 0)
     process.run_web(loaded.config, loaded.environment, host)
 
 
@@ -80,7 +85,7 @@ def worker(ctx: click.Context, config_path: Path | None) -> None:
     end_with_parent(os.environ)
     loaded = process.load(config_path)
     if PARENT not in os.environ:
-        _warn(loaded)
+        _warn(loaded, ("worker",))
     # Under `bridge serve` it takes over from another, which is to end soon.
     ctx.exit(process.run_worker(loaded.config, loaded.environment, patient=PARENT in os.environ))
 
@@ -105,17 +110,25 @@ def migrate(config_path: Path | None, json_wanted: bool) -> None:
         click.echo(f"Done: {', '.join(steps)}." if steps else "The database is up to date.")
 
 
-def _warn(loaded: Loaded) -> None:
-    """Say what is allowed but probably not meant."""
-    from bridge.process import ephemeral_host
+def _warn(loaded: Loaded, roles: Sequence[str]) -> None:
+    """Say what is allowed but probably not meant. *roles* run here."""
+    from bridge import process
 
     for warning in loaded.config.warnings:
         click.echo(f"warning: {warning}", err=True)
-    if host := ephemeral_host(os.environ):
-        lines = (
-            f"WARNING: the disk of {host} is thrown away with every deploy, and DATABASE_URL is not set.",
-            "What was received, what each target holds and every opt-out seen there would then be forgotten.",
-            "Attach a disk that stays, and set DATABASE_URL=sqlite:////<where it is mounted>/bridge.db",
-        )
-        for line in lines:
-            click.secho(line, fg="red", bold=True, err=True)
+    database = process.database_path(loaded.environment)
+    host = process.ephemeral_host(os.environ, database)
+    if host is None:
+        return
+    lines = [
+        f"WARNING: the disk of {host.title} is thrown away with every deploy, and {database} is on it.",
+        "What was received, what each target holds and every opt-out seen there would then be forgotten.",
+    ]
+    if host.has_volumes:
+        lines.append("Attach a disk that stays, and set DATABASE_URL=sqlite:////<where it is mounted>/bridge.db")
+    else:
+        lines.append(f"{host.title} has no disk that stays: run `bridge serve` on a host that has one.")
+    if len(roles) == 1:
+        lines.append("Web and worker must share that file: run both on one machine, with `bridge serve`.")
+    for line in lines:
+        click.secho(line, fg="red", bold=True, err=True)
