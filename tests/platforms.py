@@ -16,9 +16,10 @@ from bridge.config import Config
 from bridge.demo.fakes.activecampaign import API_KEY as ACTIVECAMPAIGN_KEY
 from bridge.demo.fakes.activecampaign import ActiveCampaign
 from bridge.demo.fakes.artu import Artu
-from bridge.demo.fakes.base import Fake, serve
+from bridge.demo.fakes.base import Fake
 from bridge.demo.fakes.clerk_chat import ClerkChat
 from bridge.demo.fakes.sakari import Sakari
+from bridge.demo.fakes.server import serve
 from bridge.engine.protocol import Run
 from bridge.model import InboundRequest, iso, utc_now
 from bridge.store.sqlite import SqliteStore

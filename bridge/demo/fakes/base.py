@@ -6,14 +6,17 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from flask import Flask, Response, request
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.routing import Map, Rule
+
+from bridge.demo.fakes.server import SOCKET, serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,39 @@ class Trouble:
         return self.times > 0 and self.method in {"", method} and self.path in path
 
 
-class _Quiet(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"  # keep-alive, as the platforms have it
-    disable_nagle_algorithm = True  # head and body leave in two writes; the second must not wait for an ACK
+@cache
+def _compiled(rules: tuple[tuple[str, str, tuple[str, ...]], ...]) -> Map:
+    """Return the map of *rules*: each a path, an endpoint and its methods."""
+    return Map([Rule(path, endpoint=endpoint, methods=methods) for path, endpoint, methods in rules])
 
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class calls it so
-        pass
+
+class _App(Flask):
+    """Flask that shares the map of its routes with every application of the same routes.
+
+    Compiling it takes longer than all that a test asks of a fake. What OPTIONS would say is left out.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._rules: list[tuple[str, str, tuple[str, ...]]] = []
+        super().__init__(name, static_folder=None)
+
+    def add_url_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        view_func: Callable[..., Any] | None = None,
+        provide_automatic_options: bool | None = None,
+        **options: Any,
+    ) -> None:
+        endpoint = endpoint or str(getattr(view_func, "__name__", ""))
+        if view_func is None or endpoint in self.view_functions:
+            raise ValueError(f"The route {rule} needs a view, and a name of its own.")
+        self.view_functions[endpoint] = view_func
+        self._rules.append((rule, endpoint, tuple(options.get("methods", ("GET",)))))
+
+    def compile(self) -> None:
+        """Take the routes that were added as all there are."""
+        self.url_map = _compiled(tuple(self._rules))
 
 
 class Fake:
@@ -76,9 +106,10 @@ class Fake:
         self.lock = threading.RLock()
         self.calls: list[Call] = []
         self.troubles: list[Trouble] = []
-        self.app = Flask(f"bridge.demo.fakes.{type(self).__name__}", static_folder=None)
+        self.app = _App(f"bridge.demo.fakes.{type(self).__name__}")
         self.app.before_request(self._before)
         self.routes(self.app)
+        self.app.compile()
 
     def routes(self, app: Flask) -> None:
         raise NotImplementedError("a fake adds its routes")  # pragma: no cover - every fake does
@@ -137,7 +168,7 @@ class Fake:
 
     @staticmethod
     def _hang_up(environ: WSGIEnvironment) -> None:
-        connection: socket.socket = environ["werkzeug.socket"]
+        connection: socket.socket = environ[SOCKET]
         connection.shutdown(socket.SHUT_RDWR)
 
     @contextmanager
@@ -145,20 +176,6 @@ class Fake:
         """Serve on 127.0.0.1 (0: on a free port) and yield the base URL, without a trailing slash."""
         with serve(self, port) as url:
             yield url
-
-
-@contextmanager
-def serve(app: WSGIApplication, port: int = 0) -> Iterator[str]:
-    """Serve *app* on 127.0.0.1 (0: on a free port) and yield its base URL, without a trailing slash."""
-    server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Quiet)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def answer(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Response:
