@@ -14,6 +14,7 @@ from bridge.model import utc_now
 from bridge.store.protocol import Store
 from bridge.web import api, health, inbound, openapi, problem
 from bridge.web.guard import Guard
+from bridge.web.proxies import client_address
 from bridge.web.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -26,10 +27,14 @@ class WebApp(Flask):
     """Flask, with a shorter way for what comes most."""
 
     shortcut: inbound.Shortcut | None = None
+    trusted_proxies = 0
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         answer = self.shortcut(environ, start_response) if self.shortcut else None
-        return super().wsgi_app(environ, start_response) if answer is None else answer
+        if answer is not None:
+            return answer
+        environ["REMOTE_ADDR"] = client_address(environ, self.trusted_proxies)
+        return super().wsgi_app(environ, start_response)
 
 
 def create_app(
@@ -50,6 +55,7 @@ def create_app(
     app = WebApp("bridge", static_folder=None, template_folder=None)
     app.url_map.merge_slashes = False  # an id may hold two slashes, and senders follow no redirects
     app.config["MAX_CONTENT_LENGTH"] = config.bridge.max_body_bytes
+    app.trusted_proxies = config.bridge.trusted_proxies
     problem.register(app)
     guard = Guard(environment.api_token)
     settings = config.bridge
@@ -65,7 +71,9 @@ def create_app(
     def trouble() -> str:
         return health.why_unwritable(store, commit.trouble(), clock())
 
-    app.register_blueprint(health.blueprint(store, guard, bound_to, clock, trouble))
+    # Through a proxy on this machine, everybody comes from loopback.
+    metrics_bound_to = "" if config.bridge.trusted_proxies else bound_to
+    app.register_blueprint(health.blueprint(store, guard, metrics_bound_to, clock, trouble))
     app.register_blueprint(api.blueprint(api.Api(config, store, ring, clock, trouble), guard))
     app.register_blueprint(openapi.blueprint(config.bridge.public_url))
 

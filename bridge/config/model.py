@@ -45,6 +45,13 @@ class BridgeSettings:
             "longer than the platform takes to show a new contact in a search"
         },
     )
+    trusted_proxies: int = field(
+        default=0,
+        metadata={
+            "help": "how many proxies of yours a request passes, one behind the other: so many entries of "
+            "X-Forwarded-For are believed, from the right. Only where nobody reaches bridge but through them"
+        },
+    )
 
     def __post_init__(self) -> None:
         _insist(
@@ -52,6 +59,7 @@ class BridgeSettings:
                 "retention_days: from 1 to 3650": 1 <= self.retention_days <= 3650,
                 "max_body_bytes: from 1024 to 67108864 (64 MiB)": 1024 <= self.max_body_bytes <= 64 * 1024 * 1024,
                 "settle_s: from 0 to 3600": 0 <= self.settle_s <= 3600,
+                "trusted_proxies: from 0 to 10": 0 <= self.trusted_proxies <= 10,
             }
         )
 
