@@ -6,21 +6,19 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response
-from flask.typing import ResponseReturnValue
+from flask import Flask
 
 from bridge.config import Config, Environment
 from bridge.model import utc_now
 from bridge.store.protocol import Store
-from bridge.web import api, health, inbound, openapi, problem
+from bridge.web import api, health, inbound, openapi, pages, problem
 from bridge.web.guard import Guard
+from bridge.web.pages.site import Site
 from bridge.web.proxies import client_address
 from bridge.web.tokens import Tokens
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
-HERE = b'{"name":"bridge","api":"/api/v1","description":"/api/openapi.json","health":"/readyz"}'
 
 
 class WebApp(Flask):
@@ -77,9 +75,6 @@ def create_app(
     app.register_blueprint(api.blueprint(api.Api(config, store, ring, clock, trouble), guard))
     app.register_blueprint(openapi.blueprint(config.bridge.public_url))
 
-    @app.get("/")
-    def index() -> ResponseReturnValue:
-        return Response(HERE, 200, content_type="application/json")
-
+    pages.register(app, Site(config, store, commit, ring, clock, trouble, environment.secret_key))
     app.shortcut = inbound.Shortcut(receiver)
     return app

@@ -33,6 +33,8 @@ COMMANDS = {
     "url": Entry("send", "url", "Show the URL that a source's CRM is to call."),
     "send": Entry("send", "send", "Sign a webhook as the CRM would and post it to a running bridge."),
     "try": Entry("send", "dry_run", "Show what each target would get of a webhook, and why; nothing is sent."),
+    "login-link": Entry("people", "login_link", "Print a link that signs in to the pages once."),
+    "user": Entry("people", "user", "Say who may sign in to the pages, and with which role."),
     "status": Entry("data", "status", "Show whether everything is healthy, and what waits."),
     "export": Entry("data", "export", "Write contacts, deliveries or the audit log as NDJSON or CSV."),
     "replay": Entry("data", "replay", "Decide contacts again, or read stored webhooks again."),

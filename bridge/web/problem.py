@@ -74,9 +74,14 @@ def register(app: Flask) -> None:
 
 def answer_to(error: Exception) -> Response:
     """Return what whoever asked hears of *error*."""
+    return problem_of(error).answer()
+
+
+def problem_of(error: Exception) -> HttpProblem:
+    """Return *error* as what may be told of it; what may not is logged."""
     match error:
         case HttpProblem():
-            return error.answer()
+            return error
         case HTTPException():
             return _from_http(error)
         case StoreUnavailable():
@@ -85,18 +90,18 @@ def answer_to(error: Exception) -> Response:
             return _from_bug(error)
 
 
-def _from_http(error: HTTPException) -> Response:
+def _from_http(error: HTTPException) -> HttpProblem:
     status = error.code or 500
     kept = {name: value for name, value in error.get_headers() if name.lower() in {"allow", "retry-after"}}
-    return HttpProblem(status, SAID.get(status, error.description or "That did not work."), headers=kept).answer()
+    return HttpProblem(status, SAID.get(status, error.description or "That did not work."), headers=kept)
 
 
-def _from_store(error: StoreUnavailable) -> Response:
+def _from_store(error: StoreUnavailable) -> HttpProblem:
     log.event("web.store_unavailable", level="error", reason=str(error))
     detail = "The database cannot be used now. Nothing was changed; please try again in a moment."
-    return HttpProblem(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)}).answer()
+    return HttpProblem(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
-def _from_bug(error: Exception) -> Response:
+def _from_bug(error: Exception) -> HttpProblem:
     log.bug("web.failed", error)
-    return HttpProblem(500, "Bridge failed to answer this; the log says where. Nothing was changed.").answer()
+    return HttpProblem(500, "Bridge failed to answer this; the log says where. Nothing was changed.")
