@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.stage import Stage, Template, open_stage
 
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, print_blob=True)  # HYPOTHESIS_PROFILE=explore make test
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 pytest.register_assert_rewrite("tests.store_contract", "tests.engine_contract")
+
+
+@pytest.fixture(scope="session")
+def template() -> Iterator[Template]:
+    """One of everything that can happen, made once for all tests of this process."""
+    with open_stage() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def stage(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A bridge to look at. Tests that change something use `own_stage`."""
+    with template.copy(tmp_path_factory.mktemp("stage")) as served:
+        yield served
+
+
+@pytest.fixture
+def own_stage(template: Template, tmp_path: Path) -> Iterator[Stage]:
+    with template.copy(tmp_path) as served:
+        yield served
