@@ -65,7 +65,9 @@ def _sum_up(screen: Screen, story: Story) -> None:
 
 def _go_on(screen: Screen, story: Story) -> None:
     """Say how to play on by hand, and show what comes of it until Ctrl-C."""
-    screen.title("It keeps running until you press Ctrl-C. In another terminal:")
+    screen.title("It keeps running until you press Ctrl-C. See it in a browser; this link signs you in once:")
+    screen.tell(story.stage.login_url())
+    screen.title("In another terminal:")
     for line in _hints(story.stage):
         screen.tell(line)
     while True:
@@ -79,6 +81,7 @@ def _hints(stage: Stage) -> list[str]:
     return [
         f". {folder}/env",
         f"{program} send shop {folder}/customer.json",
+        f"{program} login-link   # one more of them",
         f"{program} status",
         f"{program} export deliveries --source shop",
         f"curl {header} {stage.base_url}/api/v1/contacts/shop/5003",

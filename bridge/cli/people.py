@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROLES = click.Choice([role.value for role in Role])
 OWNER = "owner"  # who is meant when nobody is named: whoever can run commands here may do everything
-NO_SECRET_KEY = (
+UNSIGNED = (
     "SECRET_KEY is not set, so nobody can sign in. Set it to a long random text, the same one for bridge and for "
     "this command: python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one."
 )
@@ -58,7 +58,7 @@ def make_link(opened: Opened, name: str, role: str | None, valid_for: timedelta)
     from bridge.web.pages.access import login_path
 
     if not opened.environment.secret_key:
-        raise click.ClickException(NO_SECRET_KEY)
+        raise click.ClickException(UNSIGNED)
     store, now = opened.store, utc_now()
     user = store.user(name)
     if user is None:

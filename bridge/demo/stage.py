@@ -101,6 +101,17 @@ class Stage:
         found: list[dict[str, Any]] = self.api("GET", "/deliveries?limit=200")["items"]
         return found
 
+    def login_url(self) -> str:
+        """Return a link that signs in to the pages once, as ``bridge login-link`` prints it."""
+        said = subprocess.run(
+            [sys.executable, "-m", "bridge", "login-link", "--minutes", "60"],
+            env={**os.environ, **self.environ},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return said.stdout.strip()
+
     def worker_pid(self) -> int | None:
         """Return the process id of the worker, which is in its lock file."""
         with contextlib.suppress(OSError, ValueError):
