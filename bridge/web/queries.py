@@ -228,6 +228,15 @@ def read_query(model: type[Model], given: MultiDict[str, str]) -> Model:
         raise _problem(400, "The query parameters are not right", model, error) from None
 
 
+def read_form(model: type[Model], given: MultiDict[str, str]) -> Model:
+    """Return the query parameters of a page as *model*; what was left empty in a form was not given.
+
+    Raises:
+        HttpProblem: as `read_query`.
+    """
+    return read_query(model, MultiDict((name, value) for name, value in given.items(multi=True) if value.strip()))
+
+
 def read_body(model: type[Model], given: object) -> Model:
     """Return a JSON body as *model*.
 

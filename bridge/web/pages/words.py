@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from markupsafe import Markup, escape
 
@@ -149,6 +151,23 @@ def pretty(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
+# --- addresses -----------------------------------------------------------------------------------------------
+
+# What a browser or a server would read as another path than was meant.
+_NO_PATH = re.compile(r"^/|(^|/)\.{1,2}(/|$)|[\r\n]")
+
+
+def contact_url(source: str, source_id: str, **query: Any) -> str:
+    """Return the path of a contact's page, whatever its id holds; *query* without those that are None or ""."""
+    given = {name: value for name, value in query.items() if value not in (None, "")}
+    path = f"/contacts/{quote(source, safe='')}"
+    if not source_id or _NO_PATH.search(source_id):
+        given = {"id": source_id, **given}
+    else:
+        path += f"/{quote(source_id, safe='')}"
+    return path + (f"?{urlencode(given)}" if given else "")
+
+
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "absolute": absolute,
     "span": span,
@@ -157,4 +176,4 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "shown": shown,
     "pretty": pretty,
 }
-GLOBALS: Mapping[str, Any] = {"mark": mark, "when": when, "count": count}
+GLOBALS: Mapping[str, Any] = {"mark": mark, "when": when, "count": count, "contact_url": contact_url}
