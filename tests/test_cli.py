@@ -137,7 +137,8 @@ def test_every_command_and_option_is_documented_and_nothing_else() -> None:
     for name in commands():
         command = main.get_command(click.Context(main), name)
         assert command is not None
-        given = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+        parts = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        given = [option for part in parts for option in part.params if isinstance(option, click.Option)]
         real[name] = {option for parameter in given for option in parameter.opts}
     assert documented() == real
 

@@ -1,0 +1,168 @@
+"""The documentation: what it says is so, its links lead somewhere, and its commands exist."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from bridge.cli import COMMANDS, main
+from bridge.expressions import _ENVIRONMENT, Expression
+from bridge.values import BadValue
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def table(page: Path, mark: str) -> list[list[str]]:
+    """Return the rows of every table of *page* that stands below the comment *mark*, without their heads."""
+    rows: list[list[str]] = []
+    for found in re.findall(rf"<!-- {mark} -->\n((?:\|.*\n)+)", page.read_text("utf-8")):
+        for line in found.splitlines()[2:]:
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            rows.append([cell.strip().replace(r"\|", "|") for cell in cells])
+    assert rows, f"{name_of(page)} has no table marked <!-- {mark} -->"
+    return rows
+
+
+def code(cell: str) -> str:
+    """Return what stands between the backticks of a cell."""
+    assert cell.startswith("`"), cell
+    assert cell.endswith("`"), cell
+    return cell.strip("`")
+
+
+# --- rules ---------------------------------------------------------------------------------------------------
+
+EXAMPLES = table(DOCS / "rules.md", "examples")
+
+
+def gives(text: str, contact: str) -> str:
+    """Return what the page says of an expression over a contact, which is written as in TOML."""
+    try:
+        found = Expression.compile(text, region="US").result(tomllib.loads(f"it = {{{contact}}}")["it"])
+    except BadValue as error:
+        return f"left out: {error}"
+    if found.unknown:
+        return f"not known yet: {found.unknown}"
+    return f"`{json.dumps(found.value, ensure_ascii=False)}`"
+
+
+@pytest.mark.parametrize(("text", "contact", "result"), EXAMPLES)
+def test_an_example_of_a_rule_gives_what_the_page_says(text: str, contact: str, result: str) -> None:
+    assert gives(code(text), code(contact)) == result
+
+
+def test_every_filter_has_an_example() -> None:
+    shown = {name for text, *_ in EXAMPLES for name in re.findall(r"\|\s*([a-z0-9_]+)", text)}
+    assert shown == {name for name in _ENVIRONMENT.filters if name.isidentifier()}
+
+
+# --- logs ----------------------------------------------------------------------------------------------------
+
+
+def events() -> dict[str, set[str]]:
+    """Return each event that the code logs, with the names of the facts that it may have."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "bridge").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) in {"log.event", "log.bug"}):
+                continue
+            name = ast.literal_eval(node.args[0])
+            facts = {str(keyword.arg) for keyword in node.keywords} - {"level"}
+            if ast.unparse(node.func) == "log.bug":
+                facts |= {"error", "trace"}
+            found.setdefault(name, set()).update(facts)
+    return found
+
+
+def test_every_event_in_the_logs_is_documented_with_its_facts() -> None:
+    rows = table(DOCS / "operating.md", "events")
+    assert {code(name): set(re.findall(r"`(\w+)`", facts)) for name, facts, _ in rows} == events()
+    names = [name for name, *_ in rows]
+    assert names == sorted(names)
+
+
+# Who and what, when and how long: nothing else may be logged. A new fact is added here after a look at its values.
+IDS_AND_COUNTS = {
+    "again_in_s", "by", "calls", "changed", "clean", "code", "count", "duration_ms", "error", "gone", "inbound",
+    "lane", "lanes", "message", "outcome", "owner", "pid", "read_again", "reason", "records", "role", "source",
+    "source_id", "state", "status", "target", "trace",
+}  # fmt: skip
+
+
+def test_an_event_has_ids_and_counts_only() -> None:
+    assert {fact for facts in events().values() for fact in facts} <= IDS_AND_COUNTS
+
+
+# --- links ---------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a page's headings have on the usual hosts."""
+    titles = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?s)```.*?```", "", page.read_text("utf-8")))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"(?s)```.*?```", "", page.read_text("utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("https://", "http://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)} links to {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{name_of(page)} links to {link}"
+
+
+def test_every_page_is_found_from_the_first_one() -> None:
+    listed = (DOCS / "README.md").read_text("utf-8")
+    for page in DOCS.rglob("*.md"):
+        name = str(page.relative_to(DOCS))
+        assert name == "README.md" or f"]({name})" in listed, f"docs/README.md does not name {name}"
+
+
+# --- commands ------------------------------------------------------------------------------------------------
+
+
+def blocks(page: Path) -> list[str]:
+    """Return the page's blocks of shell commands, with continued lines joined."""
+    found: list[str] = re.findall(r"(?s)```sh\n(.*?)```", page.read_text("utf-8"))
+    return [block.replace("\\\n", " ") for block in found]
+
+
+def calls_of_bridge() -> Iterator[tuple[str, list[str]]]:
+    """Yield every call of ``bridge`` in a block or in the text of a page, as its arguments."""
+    for page in PAGES:
+        inline = re.findall(r"`(bridge [^`]+)`", re.sub(r"(?s)```.*?```", "", page.read_text("utf-8")))
+        for line in [line for block in blocks(page) for line in block.splitlines()] + inline:
+            for call in re.findall(r"(?:^|[ /])(?:python -m )?bridge ((?:[a-z-]+)(?: [^|;&>#…]*)?)", line):
+                yield name_of(page), shlex.split(call)
+
+
+@pytest.mark.parametrize(("page", "arguments"), [*calls_of_bridge()])
+def test_a_command_on_a_page_exists_with_its_options(page: str, arguments: list[str]) -> None:
+    name, *given = arguments
+    assert name in COMMANDS, f"{page} calls bridge {name}"
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    if isinstance(command, click.Group) and given:
+        assert given[0] in command.commands, f"{page} calls bridge {' '.join(arguments)}"
+        command = command.commands[given[0]]
+    real = {option for parameter in command.params for option in parameter.opts}
+    used = {one.partition("=")[0] for one in given if re.match(r"--?[a-z]", one)}
+    assert used <= real | {"--help"}, f"{page} calls bridge {' '.join(arguments)}"
