@@ -4,10 +4,10 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types bench lock clean
+.PHONY: help demo test check format lint types bench screenshots lock clean
 
 help:  ## show these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/run  ## signed webhooks into four platforms, all on this machine
 	@$(BIN)/python -m bridge demo $(ARGS)
@@ -33,6 +33,9 @@ types: .venv/dev
 
 bench: .venv/dev  ## measure, and print ratios
 	@$(BIN)/python -m bench $(ARGS)
+
+screenshots: .venv/dev  ## take the pictures in docs/images from the demo (needs Chromium)
+	@$(BIN)/python docs/screenshots.py
 
 # The locks name no index host, so that they work behind any mirror.
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
