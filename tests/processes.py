@@ -81,6 +81,7 @@ class Processes:
         process.wait()
 
     def stop(self) -> None:
+        self.session.close()  # or the web process would wait a while for what we still have to say
         for process in self.running.values():
             process.terminate()
         for process in self.running.values():
@@ -90,7 +91,6 @@ class Processes:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         self.running.clear()
-        self.session.close()
 
     def api(self, path: str) -> dict[str, object]:
         answer = self.session.get(

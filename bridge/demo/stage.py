@@ -162,6 +162,7 @@ class Stage:
         return self.session.get(f"{self.base_url}/readyz", timeout=PATIENCE_S).ok
 
     def stop(self) -> None:
+        self.session.close()  # or bridge would wait a while for what we still have to say
         if self.process is None:
             return
         self.process.terminate()
