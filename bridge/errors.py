@@ -5,7 +5,10 @@ Messages never carry a value of a person's or a secret: they end up in the audit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 
 class BridgeError(Exception):
@@ -30,6 +33,38 @@ class ConfigError(BridgeError):
     def __init__(self, *problems: Problem) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
+
+
+class Complaints:
+    """Takes several looks at some settings, so that all that is wrong with them is told at once.
+
+    At the end of the block it raises one `ValueError`, with a line for each complaint: "key: what is wrong".
+    """
+
+    def __init__(self) -> None:
+        self._said: dict[str, None] = {}  # in order, and none twice
+
+    def unless(self, kept: bool, complaint: str) -> None:
+        """Complain, unless the rule is *kept*."""
+        if not kept:
+            self._said[complaint] = None
+
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """Take what a `ValueError` in this block says as complaints, and go on behind it."""
+        try:
+            yield
+        except ValueError as error:
+            self._said |= dict.fromkeys(str(error).splitlines())
+
+    def __enter__(self) -> Complaints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._said:
+            raise ValueError("\n".join(self._said))
 
 
 class BadSignature(BridgeError):

@@ -20,7 +20,7 @@ from typing import TypeVar
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from bridge.errors import BadSignature
+from bridge.errors import BadSignature, Complaints
 from bridge.model import InboundRequest
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -196,10 +196,14 @@ def credentials(key: str, given: Sequence[Given], make: Callable[[Given], Creden
     """
     if not given:
         raise ValueError(f"{key}: at least one is needed, or anyone could send")
-    try:
-        return tuple(make(one) for one in given)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+    made = []
+    with Complaints() as complaints:
+        for one in given:
+            try:
+                made.append(make(one))
+            except ValueError as error:
+                complaints.unless(False, f"{key}: {error}")
+    return tuple(made)
 
 
 def credential(scheme: Scheme, secret: str, key_encoding: str = "text") -> Credential:

@@ -460,6 +460,55 @@ def test_all_ranges_of_a_section_are_told_at_once(read: Any) -> None:
     assert [problem.what for problem in refused.value.problems] == ["from 1 to 3650", "from 0 to 3600"]
 
 
+def test_a_wrong_type_hides_no_range_of_its_section(read: Any) -> None:
+    text = GOOD.replace('"US"', '"US"\nretention_days = "long"\nsettle_s = -1')
+    text = text.replace('type = "sms"', 'type = "sms"\nrate_per_s = "fast"\nburst = 0\nmode = "create_only"')
+    found = problems(read, text.replace('key = "$SMS_KEY"', "key = 5"))
+    assert [one.split(": ", 1)[1] for one in found] == [
+        "bridge.retention_days: a whole number is wanted here, found a text",
+        "bridge.settle_s: from 0 to 3600",
+        "targets.text.rate_per_s: a number is wanted here, found a text",
+        "targets.text.burst: from 1 to 1000",
+        "targets.text.mode: is not for this platform",
+        "targets.text.key: a text is wanted here, found a number | put it into quotes",
+    ]
+
+
+@pytest.mark.parametrize("secrets", ['secrets = ["$NOBODY_SET_IT"]', 'secrets = ["$EMPTY"]', "secrets = 5", ""])
+@pytest.mark.parametrize("type_", ['"standard_webhooks"', '"hmac"\nsignature = { headr = "X-Signature" }'])
+def test_a_bad_secret_hides_no_expression_of_its_source(read: Any, secrets: str, type_: str) -> None:
+    text = (
+        GOOD[: GOOD.index("[sources.hub]")]
+        + f"""\
+[sources.hub]
+type = {type_}
+{secrets}
+[sources.hub.payload]
+id = "item.data."
+kind = "events.type"
+"""
+    )
+    with pytest.raises(ConfigError) as refused:
+        read(text, {**ENVIRON, "EMPTY": ""}, sources=SOURCES, targets=TARGETS)
+    about = [problem.where.split(": ")[-1] for problem in refused.value.problems]
+    assert about[-2:] == ["sources.hub.payload.id", "sources.hub.payload.kind"]
+    assert len([one for one in about if "secrets" in one]) == 1
+    assert len([one for one in about if "signature" in one]) == 2 * ("hmac" in type_)  # unknown, and missing
+
+
+def test_every_bad_secret_of_a_source_is_told(read: Any) -> None:
+    text = GOOD.replace('type = "crm"', 'type = "standard_webhooks"').replace('token = "${CRM_SECRET}"\n', "")
+    text = text.replace('["$CRM_SECRET"]', '["$FIRST", "$SECOND"]')
+    with pytest.raises(ConfigError) as refused:
+        read(
+            text,
+            {**ENVIRON, "FIRST": "whxx_abc", "SECOND": "whpk_c2hvcnQ="},
+            sources=SOURCES,
+            targets={"sms": SMS},
+        )
+    assert len(refused.value.problems) == 2
+
+
 def test_a_scheme_that_tells_no_repeats_is_a_warning(read: Any) -> None:
     text = GOOD.replace('type = "crm"', 'type = "hmac"\nsignature = { header = "X-Signature" }')
     text = text.replace('token = "${CRM_SECRET}"\n', "")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path as PathOnDisk
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -27,34 +27,37 @@ _UNKNOWN_KEY = "unknown key"
 
 
 class Document:
-    """One reading of one file: it collects problems as it goes.
+    """One reading of one file, or of *text* that is not in a file: it collects problems as it goes.
 
     Raises:
         ConfigError: when it is made, if the file cannot be read or is no TOML.
     """
 
-    def __init__(self, path: PathOnDisk, environ: Mapping[str, str]) -> None:
-        self.path = path
+    def __init__(self, path: PathOnDisk, environ: Mapping[str, str], text: str | None = None) -> None:
+        self.path = path  # with a text, what to call it
         self.environ = environ
         self.problems: list[tuple[Path, Problem]] = []
         self.warnings: list[Problem] = []
         self.from_environment: dict[Path, str] = {}  # texts that name a variable, and its name
         self.unset: set[Path] = set()  # of these, the ones whose variable is not set
         self.lines: Mapping[Path, int] = {}
-        self.tables = self._parse()
+        self.written = self._parse(self._read() if text is None else text)  # names of variables, not their values
+        self.tables = {key: self._expand(value, (key,)) for key, value in self.written.items()}
 
-    def _parse(self) -> dict[str, Any]:
+    def _read(self) -> str:
         try:
-            text = self.path.read_text(encoding="utf-8")
+            return self.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigError(Problem(str(self.path), f"the file cannot be read: {why}")) from error
+
+    def _parse(self, text: str) -> dict[str, Any]:
         try:
             document = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError(_syntax_problem(self.path, str(error))) from error
         self.lines = lines(text)
-        return {key: self._expand(value, (key,)) for key, value in document.items()}
+        return document
 
     def _expand(self, value: Any, path: Path) -> Any:
         """Put the environment into every text below *path*."""
@@ -108,10 +111,19 @@ class Document:
         self.problem(path, f"this is {kind_of(value)}, where a table is wanted", f"write [{dotted(path)}]")
         return None
 
-    def validate(self, shape: type[T], value: Mapping[str, Any], path: Path, also: Iterable[str] = ()) -> T | None:
+    def validate(
+        self,
+        shape: type[T],
+        value: Mapping[str, Any],
+        path: Path,
+        also: Iterable[str] = (),
+        *,
+        made_up: bool = False,
+    ) -> T | None:
         """Return *value* as a *shape*, noting all that is wrong with it. *also* are keys that others read.
 
         Wrong keys are then left out, so that the rest can be looked at, too; None if nothing can be made of it.
+        What is needed and missing is made up with *made_up*: for looking further, and for nothing else.
         """
         own = get_type_hints(shape)
         self.known_keys(path, value, (*own, *also))
@@ -123,13 +135,20 @@ class Document:
             details = error.errors(include_url=False)
         for where, detail in {_place(detail, prepared): detail for detail in reversed(details)}.items():
             self._note_invalid((*path, *where), detail)
-        wrong = {detail["loc"][0] for detail in details if detail["loc"] and detail["type"] != "missing"}
+        wrong = {str(detail["loc"][0]) for detail in details if detail["loc"]}
         if not wrong:
             return None
+        right = {key: part for key, part in prepared.items() if key not in wrong}
+        stand_ins = {key: _stand_in(own[key]) for key in _needed(shape) if key in wrong}
         try:
-            return adapter.validate_python({key: part for key, part in prepared.items() if key not in wrong})
-        except pydantic.ValidationError:
+            looked_at = adapter.validate_python(right | stand_ins)
+        except pydantic.ValidationError as error:
+            # What was wrong at first kept it from looking at how the keys fit together.
+            for detail in error.errors(include_url=False):
+                if detail["type"] == "value_error":
+                    self._note_invalid((*path, *_place(detail, right)), detail)
             return None
+        return looked_at if made_up or not stand_ins else None
 
     def _prepare(self, shape: Any, value: Any, path: Path) -> Any:
         """Return *value* with secrets read from their files, noting unknown keys and secrets that are none."""
@@ -197,20 +216,24 @@ class Document:
                 self.problem(where, what, wrapping(wanted, detail["input"]))
 
     def refuse(self, path: Path, error: Exception) -> None:
-        """Note what an adapter says of its settings, a line each: "key: what is wrong", or a sentence."""
-        for said in str(error).splitlines():
-            self._refuse(path, said)
+        """Note what an adapter says of its settings, a line each: "key: what is wrong", or a sentence.
 
-    def _refuse(self, path: Path, said: str) -> None:
+        What it says of a key that is known to be wrong is left out: it has not seen what the file says.
+        """
+        complaints = [self._about(path, said) for said in str(error).splitlines()]
+        for where, what in [one for one in complaints if not self.unfit(one[0])]:
+            self.problem(where, what)
+
+    def _about(self, path: Path, said: str) -> tuple[Path, str]:
+        """Return which key of the section at *path* is spoken of, and what is said of it."""
         match = re.match(r"([a-z_][a-z0-9_.]*)(:?) ", said)
         inner = (*path, *match[1].split(".")) if match else path
         if match and (match[2] or inner in self.lines):
-            self.problem(inner, said[match.end() :])
-        else:
-            self.problem(path, said)
+            return inner, said[match.end() :]
+        return path, said
 
     def unfit(self, path: Path) -> bool:
-        """Say whether something in a section is known to be wrong, so that no adapter needs to complain of it."""
+        """Say whether something at or below *path* is known to be wrong, so that nobody else complains of it."""
         return any(at[: len(path)] == path and problem.what != _UNKNOWN_KEY for at, problem in self.problems)
 
     def as_written(self, path: Path, value: Any) -> Any:
@@ -223,8 +246,18 @@ class Document:
         return "" if path in self.from_environment else fix
 
     def check_url(self, path: Path, url: str) -> None:
-        if problem := url_problem(url):
+        if (problem := url_problem(url)) and not self.unfit(path):
             self.problem(path, *problem)
+
+
+def variables(value: Any) -> frozenset[str]:
+    """Return the names of the environment variables in every text of *value*, as `Document.written` has it."""
+    if isinstance(value, dict):
+        return frozenset[str]().union(*(variables(part) for part in value.values()))
+    if isinstance(value, list):
+        return frozenset[str]().union(*(variables(part) for part in value))
+    found = _VARIABLE.finditer(value) if isinstance(value, str) else ()
+    return frozenset(match["braced"] or match["bare"] for match in found) - {None}
 
 
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<bare>[A-Za-z_][A-Za-z0-9_]*))")
@@ -251,6 +284,30 @@ def _syntax_problem(path: PathOnDisk, said: str) -> Problem:
     what = said[: match.start()] if match else "it is nested too deeply" if "recursion" in said else said
     fix = "a text stands in quotes" if what.startswith("Invalid value") else ""
     return Problem(where, f"this is not TOML: {what}", fix)
+
+
+def _needed(shape: type[Any]) -> Iterator[str]:
+    """Yield the names of a dataclass's fields that have no default."""
+    for one in fields(shape):
+        if one.default is MISSING and one.default_factory is MISSING:
+            yield one.name
+
+
+def _stand_in(shape: Any) -> Any:
+    """Return something of the type *shape*, for a key whose own value cannot be used."""
+    parts = get_args(shape)
+    if is_dataclass(shape) and isinstance(shape, type) and shape is not Secret:
+        hints = get_type_hints(shape)
+        return {name: _stand_in(hints[name]) for name in _needed(shape)}
+    if get_origin(shape) in (Union, UnionType):
+        return _stand_in(parts[0])
+    if get_origin(shape) is Literal:
+        return parts[0]
+    if get_origin(shape) in (tuple, list):
+        return [_stand_in(parts[0])]
+    if parts:
+        return {}
+    return {int: 1, float: 1.0, bool: False}.get(shape, "?")
 
 
 def _place(detail: ErrorDetails, value: Any) -> Path:

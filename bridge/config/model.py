@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bridge.errors import Problem
+from bridge.errors import Complaints, Problem
 from bridge.model import Mode
 from bridge.rules import Empty, OnDelete, Route
 from bridge.sources.base import Source, SourceType
@@ -54,21 +54,12 @@ class BridgeSettings:
     )
 
     def __post_init__(self) -> None:
-        _insist(
-            {
-                "retention_days: from 1 to 3650": 1 <= self.retention_days <= 3650,
-                "max_body_bytes: from 1024 to 67108864 (64 MiB)": 1024 <= self.max_body_bytes <= 64 * 1024 * 1024,
-                "settle_s: from 0 to 3600": 0 <= self.settle_s <= 3600,
-                "trusted_proxies: from 0 to 10": 0 <= self.trusted_proxies <= 10,
-            }
-        )
-
-
-def _insist(rules: Mapping[str, bool]) -> None:
-    """Raise one `ValueError` with a line for each of *rules* ("key: what it must be") that is not kept."""
-    broken = [rule for rule, kept in rules.items() if not kept]
-    if broken:
-        raise ValueError("\n".join(broken))
+        with Complaints() as complaints:
+            complaints.unless(1 <= self.retention_days <= 3650, "retention_days: from 1 to 3650")
+            most = 64 * 1024 * 1024
+            complaints.unless(1024 <= self.max_body_bytes <= most, f"max_body_bytes: from 1024 to {most} (64 MiB)")
+            complaints.unless(0 <= self.settle_s <= 3600, "settle_s: from 0 to 3600")
+            complaints.unless(0 <= self.trusted_proxies <= 10, "trusted_proxies: from 0 to 10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +75,11 @@ class TargetLimits:
     )
 
     def __post_init__(self) -> None:
-        _insist(
-            {
-                "rate_per_s: more than 0, up to 1000": self.rate_per_s is None or 0 < self.rate_per_s <= 1000,
-                "burst: from 1 to 1000": self.burst is None or 1 <= self.burst <= 1000,
-                "lanes: from 1 to 64": self.lanes is None or 1 <= self.lanes <= 64,
-            }
-        )
+        with Complaints() as complaints:
+            rate, burst, lanes = self.rate_per_s, self.burst, self.lanes
+            complaints.unless(rate is None or 0 < rate <= 1000, "rate_per_s: more than 0, up to 1000")
+            complaints.unless(burst is None or 1 <= burst <= 1000, "burst: from 1 to 1000")
+            complaints.unless(lanes is None or 1 <= lanes <= 64, "lanes: from 1 to 64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +148,10 @@ class Config:
     routes: tuple[Route, ...]
     warnings: tuple[Problem, ...] = ()
     path: Path | None = None
+    # The routes as the file has them, with the names of environment variables and not their values.
+    written: tuple[Mapping[str, Any], ...] = ()
+    # The values of those variables, and of no others: for whoever reads the routes once more.
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _by_source(self) -> Mapping[str, tuple[Route, ...]]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path as PathOnDisk
 from typing import Any, TypeVar
 
-from bridge.config.document import Document
+from bridge.config.document import Document, variables
 from bridge.config.lines import Path, line_of
 from bridge.config.model import (
     BridgeSettings,
@@ -35,6 +35,15 @@ from bridge.targets.base import TargetField, TargetType
 from bridge.values import known_region
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Routes without problems. *warnings* are what a person should know all the same."""
+
+    routes: tuple[Route, ...]
+    warnings: tuple[Problem, ...] = ()
+
 
 FILE_NAME = "bridge.toml"
 _NAME = re.compile(r"[a-z0-9_-]+")
@@ -72,6 +81,27 @@ def load(
     return _Reader(document, sources, targets).read()
 
 
+def read_routes(text: str, config: Config, name: str = "rules") -> Routes:
+    """Read ``[[routes]]`` that somebody is trying out, with the connections of *config*: the checks are the same.
+
+    *name* is what problems call the text. Of the environment it sees only what the routes of *config* name.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    document = Document(PathOnDisk(name), config.variables, text)
+    document.known_keys((), document.tables, ("routes",))
+    document.tables |= {"sources": dict.fromkeys(config.sources, {}), "targets": dict.fromkeys(config.targets, {})}
+    reader = _Reader(document, {}, {})
+    reader.known_sources = {name: one.type for name, one in config.sources.items()}
+    reader.known_targets = {name: one.type for name, one in config.targets.items()}
+    reader.region = config.bridge.default_region
+    routes = reader.routes()
+    if document.problems:
+        raise ConfigError(*document.in_order())
+    return Routes(tuple(routes), tuple(document.warnings))
+
+
 class _Reader:
     """The sections of one file, what they have to do with each other, and what is probably not meant."""
 
@@ -93,11 +123,14 @@ class _Reader:
         sources = self._connections("sources", self._source)
         targets = self._connections("targets", self._target)
         self.region = settings.default_region if settings else ""
-        routes = self._routes()
+        routes = self.routes()
         if document.problems or settings is None:
             raise ConfigError(*document.in_order())
         self._look_over(sources, targets, routes)
-        return Config(settings, sources, targets, tuple(routes), tuple(document.warnings), document.path)
+        written = document.written.get("routes", [])
+        environ = {name: document.environ[name] for name in variables(written)}
+        warnings = tuple(document.warnings)
+        return Config(settings, sources, targets, tuple(routes), warnings, document.path, tuple(written), environ)
 
     def _bridge(self, value: Any) -> BridgeSettings | None:
         path: Path = ("bridge",)
@@ -156,15 +189,13 @@ class _Reader:
         type_ = self._type_of(table, path, self.source_types)
         if type_ is not None:
             self.known_sources[name] = type_
-        settings = self.document.validate(type_.settings, table, path) if type_ else None
+        settings = self.document.validate(type_.settings, table, path, made_up=True) if type_ else None
         if type_ is None or settings is None:
             return None
-        if self.document.unfit(path):
-            return None
         try:
-            source = type_.make(name, settings)
             if type_.read_base_url is not None:
                 self.document.check_url(self._url_path(path, table), type_.read_base_url(settings))
+            source = type_.make(name, settings)
         except ValueError as error:
             self.document.refuse(path, error)
             return None
@@ -178,8 +209,8 @@ class _Reader:
         own = {f.name for f in fields(TargetLimits)}
         limits = self.document.validate(TargetLimits, {key: table[key] for key in table if key in own}, path)
         rest = {key: table[key] for key in table if key not in own}
-        settings = self.document.validate(type_.settings, rest, path, also=own)
-        if settings is None or limits is None or self.document.unfit(path):
+        settings = self.document.validate(type_.settings, rest, path, also=own, made_up=True)
+        if settings is None or limits is None:
             return None
         try:
             target = type_.make(settings)
@@ -203,7 +234,7 @@ class _Reader:
         """Return the key of a connection's section that names its base, for a problem with it."""
         return next(((*path, key) for key in table if key.endswith(("base_url", "api_base"))), path)
 
-    def _routes(self) -> list[Route]:
+    def routes(self) -> list[Route]:
         value = self.document.tables.get("routes", [])
         if not isinstance(value, list):
             self.document.problem(

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Literal, NoReturn
 
 from bridge import signing
-from bridge.errors import ConfigError, Problem
+from bridge.errors import Complaints, ConfigError, Problem
 from bridge.model import Event, InboundRequest, RecordKey, Secret, Verified
 from bridge.outbound import Api
 from bridge.sources.base import Genuine, SourceType, cannot_read
@@ -69,13 +69,18 @@ class HmacSource:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
-        scheme = _scheme(settings.signature, settings.timestamp)
-        self._credentials = signing.credentials(
-            "secrets",
-            settings.secrets,
-            lambda secret: signing.credential(scheme, secret.reveal(), settings.signature.key),
-        )
-        self._mapped = Mapped(name, settings.payload)
+        with Complaints() as complaints:
+            scheme = signing.Scheme("x-signature", ("body",))  # for looking at the secrets, where there is none
+            with complaints.look():
+                scheme = _scheme(settings.signature, settings.timestamp)
+            with complaints.look():
+                self._credentials = signing.credentials(
+                    "secrets",
+                    settings.secrets,
+                    lambda secret: signing.credential(scheme, secret.reveal(), settings.signature.key),
+                )
+            with complaints.look():
+                self._mapped = Mapped(name, settings.payload)
 
     def verify(self, request: InboundRequest, now: datetime) -> Genuine:
         proof = signing.verify(request, self._credentials, now)

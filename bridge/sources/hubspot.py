@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 
 from bridge import signing
 from bridge.contact import clamp
-from bridge.errors import BadPayload, BadSignature, Permanent, Retryable, SourceUnavailable
+from bridge.errors import BadPayload, BadSignature, Complaints, Permanent, Retryable, SourceUnavailable
 from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, Version
 from bridge.outbound import Api, Reply, segment
 from bridge.sources.base import BatchUnreadable, Genuine, Read, SourceType
@@ -91,14 +91,16 @@ class HubSpot:
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
         self._settings = settings
-        if not settings.signature_versions:
-            raise ValueError("signature_versions: at least one of v1, v2 and v3 is needed")
-        self._credentials = {
-            version: signing.credentials("secrets", settings.secrets, partial(_credential, scheme))
-            for version, scheme in SCHEMES.items()
-        }
-        if settings.token is not None and not settings.token.reveal().strip():
-            raise ValueError("token: it is empty; leave the key out if contacts are not to be read")
+        with Complaints() as complaints:
+            some = bool(settings.signature_versions)
+            complaints.unless(some, "signature_versions: at least one of v1, v2 and v3 is needed")
+            with complaints.look():
+                self._credentials = {
+                    version: signing.credentials("secrets", settings.secrets, partial(_credential, scheme))
+                    for version, scheme in SCHEMES.items()
+                }
+            empty = settings.token is not None and not settings.token.reveal().strip()
+            complaints.unless(not empty, "token: it is empty; leave the key out if contacts are not to be read")
 
     # --- verifying ---------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from bridge.contact import clamp
-from bridge.errors import BadPayload
+from bridge.errors import BadPayload, Complaints
 from bridge.expressions import Expression
 from bridge.model import Change, Event, Kind, RecordKey, Value, Version, iso
 from bridge.sources.reading import (
@@ -75,12 +75,19 @@ class Mapped:
 
     def __init__(self, source: str, payload: Payload) -> None:
         self.source = source
-        self.items = _compile("items", payload.items, {"body", "headers"})
-        self.id = _compile("id", payload.id)
-        self.occurred_at = _compile("occurred_at", payload.occurred_at)
-        self.kind = _compile("kind", payload.kind)
-        self.fields = _compile("fields", payload.fields)
-        self.event_id = _compile("event_id", payload.event_id) if payload.event_id else None
+        with Complaints() as complaints:
+            with complaints.look():
+                self.items = _compile("items", payload.items, {"body", "headers"})
+            with complaints.look():
+                self.id = _compile("id", payload.id)
+            with complaints.look():
+                self.occurred_at = _compile("occurred_at", payload.occurred_at)
+            with complaints.look():
+                self.kind = _compile("kind", payload.kind)
+            with complaints.look():
+                self.fields = _compile("fields", payload.fields)
+            with complaints.look():
+                self.event_id = _compile("event_id", payload.event_id) if payload.event_id else None
 
     def events(self, body: bytes, delivery: Delivery) -> list[Event]:
         """Return one event for each item.

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NoReturn
 
 from bridge import signing
-from bridge.errors import ConfigError, Problem
+from bridge.errors import Complaints, ConfigError, Problem
 from bridge.model import Event, InboundRequest, RecordKey, Secret, Verified
 from bridge.outbound import Api
 from bridge.sources.base import Genuine, SourceType, cannot_read
@@ -41,11 +41,15 @@ class StandardWebhooks:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
-        # Both header sets, each with all secrets: they are never mixed in one check.
-        self._credentials = {
-            names: signing.credentials("secrets", settings.secrets, partial(_credential, names)) for names in NAMES
-        }
-        self._mapped = Mapped(name, settings.payload)
+        with Complaints() as complaints:
+            with complaints.look():
+                # Both header sets, each with all secrets: they are never mixed in one check.
+                self._credentials = {
+                    names: signing.credentials("secrets", settings.secrets, partial(_credential, names))
+                    for names in NAMES
+                }
+            with complaints.look():
+                self._mapped = Mapped(name, settings.payload)
 
     def verify(self, request: InboundRequest, now: datetime) -> Genuine:
         proof = signing.verify(request, self._credentials[_names(request.headers)], now)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+from bridge.errors import Complaints
 from bridge.model import Receipt, Secret
 from bridge.outbound import Api, segment
 from bridge.targets.activecampaign.account import Account
@@ -38,19 +39,24 @@ class Settings:
     api_key: Secret = field(metadata={"help": "The account's key, from Settings, Developer."})
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if not parts.hostname or parts.scheme not in {"http", "https"}:
-            raise ValueError("base_url must be a URL like https://acme.api-us1.com, from Settings, Developer")
-        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-            raise ValueError("base_url must begin with https://")
-        if parts.path.rstrip("/") not in {"", "/api/3"} or parts.query or parts.fragment or parts.username:
-            raise ValueError("base_url must be the account's host alone, without a path")
-        if not self.api_key.reveal().strip():
-            raise ValueError("api_key is empty")
+        with Complaints() as complaints:
+            with complaints.look():
+                _check_base(self.base_url)
+            complaints.unless(bool(self.api_key.reveal().strip()), "api_key: it is empty")
 
     @property
     def api_base(self) -> str:
         return self.base_url.rstrip("/").removesuffix("/api/3") + "/api/3"
+
+
+def _check_base(url: str) -> None:
+    parts = urlsplit(url)
+    if not parts.hostname or parts.scheme not in {"http", "https"}:
+        raise ValueError("base_url: it must be a URL like https://acme.api-us1.com, from Settings, Developer")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise ValueError("base_url: it must begin with https://")
+    if parts.path.rstrip("/") not in {"", "/api/3"} or parts.query or parts.fragment or parts.username:
+        raise ValueError("base_url: it must be the account's host alone, without a path")
 
 
 class ActiveCampaign:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bridge.errors import Permanent, Retryable
+from bridge.errors import Complaints, Permanent, Retryable
 from bridge.model import Receipt, Secret
 from bridge.outbound import Api
 from bridge.targets.artu.finding import Finder
@@ -61,10 +61,12 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        if not self.api_key.reveal().strip():
-            raise ValueError("api_key is empty")
-        if not self.external_id_prefix.strip(": "):
-            raise ValueError("external_id_prefix is empty; bridge knows its own contact methods by it")
+        with Complaints() as complaints:
+            complaints.unless(bool(self.api_key.reveal().strip()), "api_key: it is empty")
+            complaints.unless(
+                bool(self.external_id_prefix.strip(": ")),
+                "external_id_prefix: it is empty; bridge knows its own contact methods by it",
+            )
 
 
 @dataclass(frozen=True, slots=True)

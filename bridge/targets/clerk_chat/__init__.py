@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bridge.errors import Permanent, Refused, Retryable
+from bridge.errors import Complaints, Permanent, Refused, Retryable
 from bridge.model import Receipt, Secret
 from bridge.outbound import Api
 from bridge.targets.base import FieldKind, Job, TargetField, TargetType
@@ -46,13 +46,13 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for name, text in (
-            ("api_key", self.api_key.reveal()),
-            ("phone_parameter", self.phone_parameter),
-            ("email_parameter", self.email_parameter),
-        ):
-            if not text.strip():
-                raise ValueError(f"{name} is empty")
+        with Complaints() as complaints:
+            for name, text in (
+                ("api_key", self.api_key.reveal()),
+                ("phone_parameter", self.phone_parameter),
+                ("email_parameter", self.email_parameter),
+            ):
+                complaints.unless(bool(text.strip()), f"{name}: it is empty")
 
 
 @dataclass(frozen=True, slots=True)

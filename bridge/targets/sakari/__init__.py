@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from bridge.errors import Permanent
+from bridge.errors import Complaints, Permanent
 from bridge.model import Receipt, Secret
 from bridge.outbound import Api, segment
 from bridge.targets.base import FieldKind, Job, TargetField, TargetType
@@ -46,16 +46,16 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for name, text in (
-            ("account_id", self.account_id),
-            ("client_id", self.client_id.reveal()),
-            ("client_secret", self.client_secret.reveal()),
-        ):
-            if not text.strip():
-                raise ValueError(f"{name} is empty")
-        parts = urlsplit(self.api_base)
-        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-            raise ValueError("api_base must begin with https://")
+        with Complaints() as complaints:
+            for name, text in (
+                ("account_id", self.account_id),
+                ("client_id", self.client_id.reveal()),
+                ("client_secret", self.client_secret.reveal()),
+            ):
+                complaints.unless(bool(text.strip()), f"{name}: it is empty")
+            parts = urlsplit(self.api_base)
+            safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+            complaints.unless(safe, "api_base: it must begin with https://")
 
 
 class Sakari:
