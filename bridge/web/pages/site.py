@@ -29,7 +29,7 @@ POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self'",
+        "img-src 'self' data:",  # the marks of selects and search fields stand in the stylesheet as data
         "connect-src 'self'",
         "form-action 'self'",
         "base-uri 'none'",
