@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -16,10 +15,10 @@ from typing import Any
 
 import requests
 from flask import Flask
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from bridge.app import create_app
 from bridge.config import Config, Environment, load
+from bridge.demo.fakes.server import serve
 from bridge.lanes import process_lane
 from bridge.model import InboundRequest, utc_now
 from bridge.pipeline import process
@@ -168,13 +167,6 @@ class Site:
         return sum(count for outcome, count in counts.items() if outcome not in {"refused", "duplicate"})
 
 
-class _Quiet(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log(self, *_args: Any, **_kwargs: Any) -> None:
-        pass
-
-
 def until(true: Callable[[], bool], within_s: float = 5.0) -> None:
     """Wait for a condition; fail when it does not come."""
     deadline = time.monotonic() + within_s
@@ -215,30 +207,23 @@ def open_site(
 ) -> Iterator[Site]:
     """Serve in this process. *change_type* makes other source types of ours; *environment* is bridge's."""
     config = _config() if change_type is _as_it_is else _load(folder, change_type)
-    store = SqliteStore(folder / "bridge.db", {name: one.lanes for name, one in config.targets.items()})
-    store.migrate()
     rings: list[datetime] = []
-    commit = GroupCommit(store.receive, store.refuse)
     settings = {"api_token": API_TOKEN, "secret_key": SECRET_KEY, **environment}
-    app = create_app(
-        config,
-        store,
-        Environment(**settings),
-        commit=commit,
-        ring=lambda: rings.append(utc_now()),
-        bound_to=bound_to,
-    )
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    session = requests.Session()
-    session.trust_env = False
-    try:
-        yield Site(app, config, store, commit, f"http://127.0.0.1:{server.server_port}", rings, session)
-    finally:
-        session.close()
-        server.shutdown()
-        server.server_close()
-        thread.join()
-        commit.close()
-        store.close()
+    lanes = {name: one.lanes for name, one in config.targets.items()}
+    with (
+        closing(SqliteStore(folder / "bridge.db", lanes)) as store,
+        closing(GroupCommit(store.receive, store.refuse)) as commit,
+        requests.Session() as session,
+    ):
+        store.migrate()
+        session.trust_env = False
+        app = create_app(
+            config,
+            store,
+            Environment(**settings),
+            commit=commit,
+            ring=lambda: rings.append(utc_now()),
+            bound_to=bound_to,
+        )
+        with serve(app) as url:
+            yield Site(app, config, store, commit, url, rings, session)

@@ -69,8 +69,9 @@ class _Server:
         try:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with suppress(OSError), peer.makefile("rb") as stream:
+                about = {SOCKET: peer, "SERVER_PORT": str(self.port), "REMOTE_ADDR": peer.getpeername()[0]}
                 while environ := _request(stream):
-                    environ |= {SOCKET: peer, "SERVER_PORT": str(self.port)}
+                    environ |= about
                     peer.sendall(_answer(self._app, environ))
                     if environ.get("HTTP_CONNECTION", "").lower() == "close":
                         break
