@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -588,8 +589,11 @@ def mismatches(document: Any, schema: Any, value: Any, where: str = "$") -> list
 QUERIES = {one.path: one.query for one in OPERATIONS if one.query is not None}
 
 
-def parameter_values() -> st.SearchStrategy[str]:
-    return st.one_of(
+# A strategy is made once: making it takes longer than drawing from it.
+@cache
+def queries(path: str) -> st.SearchStrategy[dict[str, str]]:
+    """Return queries of the call at *path*: with names that it knows, and with others."""
+    values = st.one_of(
         st.text(max_size=20),
         st.sampled_from(
             ["", "0", "1", "200", "-1", "1e9", "null", "NaN", "failed", "shop", "2026-02-30", "T", "=="]
@@ -598,21 +602,22 @@ def parameter_values() -> st.SearchStrategy[str]:
         st.datetimes().map(lambda moment: moment.isoformat()),
         st.binary(max_size=24).map(lambda raw: raw.hex()),
     )
+    names = st.one_of(st.sampled_from(query_names(QUERIES[path])), st.text(max_size=8))
+    return st.dictionaries(names, values, max_size=4)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_query_makes_the_server_fail(quiet_site: Site, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(QUERIES)))
-    names = query_names(QUERIES[path])
-    name = st.one_of(st.sampled_from(names), st.text(max_size=8))
-    query = data.draw(st.dictionaries(name, parameter_values(), max_size=4))
+    query = data.draw(queries(path))
     client = quiet_site.app.test_client()
     answer = client.get(PREFIX + path, query_string=query, headers={"Authorization": f"Bearer {API_TOKEN}"})
     assert answer.status_code in {200, 400, 422}
     assert answer.is_json
 
 
+@cache
 def json_values() -> st.SearchStrategy[Any]:
     plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10))
     return st.recursive(
@@ -623,19 +628,24 @@ def json_values() -> st.SearchStrategy[Any]:
     )
 
 
+@cache
+def trials() -> st.SearchStrategy[dict[str, Any]]:
+    """Return bodies of a dry run without their source: a payload, or a whole request."""
+    payloads = st.one_of(json_values(), json_values().map(lambda one: {"type": "x", "data": one}))
+    headers = st.dictionaries(st.text(max_size=12), st.text(max_size=12), max_size=3)
+    requests = st.fixed_dictionaries({"body": st.text(max_size=40), "headers": headers})
+    fields = st.dictionaries(st.sampled_from(["phone", "tier", "stop", "x"]), json_values())
+    return st.one_of(
+        st.fixed_dictionaries({"payload": payloads, "fields": fields}),
+        st.fixed_dictionaries({"request": requests, "fields": fields}),
+    )
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_body_makes_the_server_fail(quiet_site: Site, data: st.DataObject) -> None:
     source = data.draw(st.sampled_from(sorted(quiet_site.config.sources)))
-    body: dict[str, Any] = {"source": source}
-    if data.draw(st.booleans()):
-        body["payload"] = data.draw(
-            st.one_of(json_values(), json_values().map(lambda one: {"type": "x", "data": one}))
-        )
-    else:
-        headers = st.dictionaries(st.text(max_size=12), st.text(max_size=12), max_size=3)
-        body["request"] = {"body": data.draw(st.text(max_size=40)), "headers": data.draw(headers)}
-    body["fields"] = data.draw(st.dictionaries(st.sampled_from(["phone", "tier", "stop", "x"]), json_values()))
+    body = {"source": source, **data.draw(trials())}
     client = quiet_site.app.test_client()
     answer = client.post(
         f"{PREFIX}/try",
