@@ -239,6 +239,7 @@ class Delivery:
     # What a push may have written whose outcome was not heard (crash, time-out, newer state): by target field.
     # None: nothing is in doubt. While it is not None, *accepted* is not believed.
     attempted: Mapping[str, Value] | None = None
+    inbound_id: int | None = None  # the newest inbound behind what is desired, as far as it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +259,8 @@ class Want:
     forget: bool = False  # the person was erased: keep nothing of what the target accepted
     unclear: bool = False  # whether the person opted out cannot be told: an opt-out that was told stays
     quiet_s: float = 0.0  # in a burst: wait this long for more before sending
+    inbound_id: int | None = None  # the newest inbound that spoke of the contact in this round
+    changes: int = 0  # how many changes of this round were to reach the target; none of a replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +296,7 @@ class AuditEntry:
     """A fact, append-only. It names no person: ids, field names and reasons only."""
 
     at: datetime
-    kind: str  # "inbound", "contact", "delivery", "target", "replay"
+    kind: str  # "inbound", "contact", "delivery", "target", "replay", or what a person did
     outcome: str  # an Outcome, a State, or what an attempt came to
     reason: str = ""
     source: str | None = None

@@ -52,7 +52,8 @@ def plan(current: Delivery | None, want: Want, *, held: TargetStatus, now: datet
     if same and desired is not None and not want.again:
         return row
     revision = row.revision if row.desired == desired else row.revision + 1
-    row = replace(row, desired=desired, revision=revision, left_out=want.dropped)
+    inbound_id = row.inbound_id if revision == row.revision else want.inbound_id or row.inbound_id
+    row = replace(row, desired=desired, revision=revision, left_out=want.dropped, inbound_id=inbound_id)
     if row.state is State.SENDING:
         # What is under way ends first; `succeeded` and `failed` see the revision.
         return replace(row, updated_at=now, reason=SENDING if desired else THEN + want.reason)
@@ -198,6 +199,23 @@ def believed(row: Delivery) -> Mapping[str, Value] | None:
         return row.accepted
     held = _may_hold(row.accepted, row.attempted)
     return {name: value for name, value in held.items() if isinstance(value, list)}
+
+
+def called_off(current: Delivery, before: Delivery, now: datetime) -> Delivery:
+    """Return the row of a retry that was called off: as it was *before*, unless something is on its way."""
+    unsent = current.state in {State.PENDING, State.RETRYING, State.HELD}
+    if not unsent or current.revision != before.revision:
+        return current
+    return replace(
+        current,
+        state=before.state,
+        reason=before.reason,
+        error=before.error,
+        status=before.status,
+        attempts=before.attempts,
+        due_at=None,
+        updated_at=now,
+    )
 
 
 def interrupted(row: Delivery, now: datetime) -> Delivery:

@@ -838,8 +838,9 @@ class StoreContract:
         assert ids(since=NOW + SECOND) == [third.id, second.id]
         assert ids(since=NOW, until=NOW + SECOND) == [first.id]
         assert ids(source="crm", source_id="1") == [first.id]
-        assert ids(q="no json") == [third.id]
         assert ids(q="jane@example.com") == [first.id]
+        assert ids(q="jane", source="shop") == []
+        assert ids(q="no json") == []  # a reason is no text of a person's
 
     def test_contacts_are_found_by_what_is_known_of_them(self, store: Store) -> None:
         jane = contact(JANE, email="Jane.Doe@Example.com", phone="+44 (20) 7183-8750", name="Straße")
@@ -875,7 +876,8 @@ class StoreContract:
         assert keys(until=NOW + SECOND) == {("mail", "2"), ("sms", "1")}
         assert keys(source="crm", source_id="2") == {("mail", "2")}
         assert keys(q="JANE@") == {("mail", "1"), ("sms", "1")}
-        assert keys(q="http 503") == {("mail", "1")}
+        assert keys(status=503) == {("mail", "1")}
+        assert keys(q="http 503") == set()
         assert [one.target for one in store.deliveries_of(JANE)] == ["mail", "sms"]
 
     def test_facts_are_narrowed_and_come_with_their_details(self, store: Store) -> None:
@@ -901,8 +903,11 @@ class StoreContract:
         assert kinds(inbound_id=7) == ["created"]
         assert kinds(since=NOW + SECOND) == ["created"]
         assert kinds(until=NOW + SECOND) == ["failed", "changed"]
-        assert kinds(q="new in the crm") == ["created"]
         assert kinds(q="new@example") == ["changed"]
+        assert kinds(q="new in the crm") == []
+        assert kinds(status=422) == ["failed"]
+        assert kinds(field="email") == ["changed"]
+        assert kinds(field="mail") == []
 
     def test_health_is_of_the_rows_as_they_are(self, store: Store) -> None:
         empty = store.health(NOW)

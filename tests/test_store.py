@@ -87,7 +87,7 @@ class TestSqliteStore(StoreContract):
 @pytest.fixture
 def store(path: Path) -> Iterator[SqliteStore]:
     with closing(SqliteStore(path, LANES)) as store:
-        assert store.migrate() == ["0001_first"]
+        assert store.migrate() == ["0001_first", "0002_looking"]
         yield store
 
 

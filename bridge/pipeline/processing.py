@@ -90,9 +90,13 @@ def process(
     spoken = [entry for one in parsed for entry in _facts(one, account, known, now)]
     decision = Decision(
         contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
-        wants=_decide(routes, known, touched, work, can_read=api is not None),
+        wants=_decide(routes, known, touched, work, _told(parsed, account), can_read=api is not None),
         results=[_result(one, account, known) for one in parsed],
-        audit=[*spoken, *_erased_along(known, touched - before_erased, spoken, now)],
+        audit=[
+            *_silent(parsed, account, now),
+            *spoken,
+            *_erased_along(known, touched - before_erased, spoken, now),
+        ],
         erased={key for key in touched if known[key].erased},
         decided=work.keys,
         account=account,
@@ -142,11 +146,23 @@ def _load(store: Store, keys: set[RecordKey], changes: Sequence[Change]) -> dict
     return load(store.contacts, keys | survivors)
 
 
+def _told(parsed: Iterable[Parsed], account: str | None) -> dict[RecordKey, list[int]]:
+    """Return for each contact that was spoken of the inbound of each change."""
+    told: dict[RecordKey, list[int]] = {}
+    for one in parsed:
+        for event in one.events:
+            for change in event.changes:
+                if not _foreign(change, account):
+                    told.setdefault(change.key, []).append(one.inbound.id)
+    return told
+
+
 def _decide(
     routes: Sequence[Route],
     known: Mapping[RecordKey, Contact],
     touched: set[RecordKey],
     work: Work,
+    told: Mapping[RecordKey, Sequence[int]],
     *,
     can_read: bool,
 ) -> list[Want]:
@@ -169,6 +185,8 @@ def _decide(
                     again=key in work.replays,
                     forget=contact.erased is not None,
                     quiet_s=BURST_QUIET_S if len(work.inbounds) > BURST else 0.0,
+                    inbound_id=max(told.get(key, ()), default=None),
+                    changes=len(told.get(key, ())),
                 )
             )
     return wants
@@ -216,6 +234,21 @@ def _facts(
             inbound_id=one.inbound.id,
             fields=change_fields(changes),
         )
+
+
+def _silent(parsed: Iterable[Parsed], account: str | None, now: datetime) -> Iterable[AuditEntry]:
+    """Yield an audit entry for each inbound that led to no contact, saying why."""
+    for one in parsed:
+        result = _result(one, account, {})
+        if result.outcome is not Outcome.PROCESSED:
+            yield AuditEntry(
+                at=now,
+                kind="inbound",
+                outcome=result.outcome.value,
+                reason=result.reason,
+                source=one.inbound.source,
+                inbound_id=one.inbound.id,
+            )
 
 
 def _erased_along(

@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -136,15 +136,74 @@ def exchanges_detail(exchanges: tuple[Exchange, ...]) -> dict[str, Any] | None:
 
 # --- searching -------------------------------------------------------------------------------------------
 
+# In a search text, this stands before each word, so that where a word begins can be looked for as a mere text.
+WORD = "\x1f"
+DIGIT = "\x1e"  # and this before each digit of a phone number, which is found by its inner digits, too
+LONGEST_TERM = 40
+MOST_TERMS = 300  # of one contact
+FEWEST_DIGITS = 4
+
+_WORDS = re.compile(r"[^\W_]+")
 _PHONE = re.compile(r"\+?[\d\s().\-/]{6,}")
+_DIGITS = re.compile(r"\+?[\d\s().\-/]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Needle:
+    """One way in which a person may have written what is looked for."""
+
+    term: str  # what a term begins with: see `search_terms`
+    text: str  # what a `search_text` holds
+
+    @property
+    def cut(self) -> bool:
+        """Say whether the term is too short to tell, so that the text has to be looked at as well."""
+        return len(self.term) == LONGEST_TERM
 
 
 def search_text(contact: Contact) -> str:
-    """Return the text in which a person looks a contact up: its ids and its values, folded."""
-    words = [contact.key.source_id, *contact.absorbed]
-    for state in contact.fields.values():
-        words += _words(state.value)
-    return "\n".join(fold(word) for word in words)
+    """Return the text in which a person looks a contact up: its ids and its values, folded; a line for each."""
+    values = sorted((word for state in contact.fields.values() for word in _words(state.value)), key=len)
+    lines = []
+    for value in (contact.key.source_id, *contact.absorbed, *values):
+        lines.append(_marked(_plain(value)))
+        if _PHONE.fullmatch(_plain(value)):
+            lines.append("".join(DIGIT + digit for digit in _digits(value)))
+    return "\n".join(dict.fromkeys(lines))
+
+
+def search_terms(text: str) -> set[str]:
+    """Return where each word of a `search_text` begins, with what follows it; of phone numbers, each digit.
+
+    What somebody looks for is the beginning of one of them.
+    """
+    terms: set[str] = set()
+    for line in text.split("\n"):
+        mark = DIGIT if line.startswith(DIGIT) else WORD
+        before, *parts = line.split(mark)
+        plain = line.replace(mark, "")
+        last = len(plain) - (FEWEST_DIGITS if mark == DIGIT else 1)
+        place = len(before)
+        for part in parts:
+            if place <= last and len(terms) < MOST_TERMS:
+                terms.add(plain[place : place + LONGEST_TERM])
+            place += len(part)
+    return terms
+
+
+def needles(q: str) -> tuple[Needle, ...]:
+    """Return the ways to find *q*: as it is, and as digits of a phone number; none where it holds no word."""
+    plain = _plain(q)
+    found = {}
+    if (word := _WORDS.search(plain)) is not None:
+        text = plain[word.start() :]
+        found[text[:LONGEST_TERM]] = Needle(text[:LONGEST_TERM], _marked(text))
+    if _DIGITS.fullmatch(plain):
+        for digits in (_digits(plain), _digits(plain).lstrip("0")):  # as dialled, and without a prefix
+            if len(digits) >= FEWEST_DIGITS:
+                spaced = "".join(DIGIT + digit for digit in digits)
+                found["phone " + digits] = Needle(digits[:LONGEST_TERM], spaced)
+    return tuple(found.values())
 
 
 def fold(text: str) -> str:
@@ -153,10 +212,13 @@ def fold(text: str) -> str:
     return plain.replace("\x00", "").encode("utf-8", "replace").decode()
 
 
-def needles(q: str) -> tuple[str, str]:
-    """Return two texts of which a search for *q* has to find one: as it is, and a phone number as mere digits."""
-    folded = fold(q.strip())
-    return folded, _digits(folded) if _PHONE.fullmatch(folded) else folded
+def _plain(text: str) -> str:
+    """Return *text* folded on one line; our marks count as blanks, so that none is left."""
+    return " ".join(fold(text).split())
+
+
+def _marked(plain: str) -> str:
+    return _WORDS.sub(lambda word: WORD + word.group(), plain)
 
 
 def _words(value: Any) -> list[str]:
@@ -166,12 +228,11 @@ def _words(value: Any) -> list[str]:
         return [word for one in value.values() for word in _words(one)]
     if isinstance(value, list):
         return [word for one in value for word in _words(one)]
-    text = str(value)
-    return [text, _digits(text)] if _PHONE.fullmatch(text) else [text]
+    return [str(value)]
 
 
 def _digits(text: str) -> str:
-    return re.sub(r"\D", "", text)
+    return "".join(str(unicodedata.digit(letter)) for letter in text if letter.isdigit())
 
 
 # --- cursors ---------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""What the pages and ``/metrics`` ask of a database beside `bridge.store.protocol`: overviews, groups, people who sign in.
+"""What the pages and ``/metrics`` ask of a database beside `bridge.store.protocol`.
 
-Nothing here may take longer because there is more history: counts come from running totals, and a search looks at a
-bounded number of rows and says how far it came.
+Overviews, groups, and people who sign in. Nothing here may take longer because there is more history: counts come
+from running totals, and a search looks at a bounded number of rows and says how far it came.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bridge.model import AuditEntry, RecordKey, State
-from bridge.store.protocol import Filter
+
+if TYPE_CHECKING:
+    from bridge.store.protocol import Filter
 
 # --- activity over time --------------------------------------------------------------------------------------
 
@@ -56,7 +58,11 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Facets:
-    """For each dimension (``source``, ``target``, ``outcome``, …) its values with their counts, most frequent first."""
+    """For each dimension its values with their counts, most frequent first.
+
+    They are ``source``, ``target``, ``outcome``, ``error``, ``status``, ``kind`` and ``field``. A changed ``field``
+    is always counted in the newest thousand of the entries that match.
+    """
 
     values: Mapping[str, Sequence[tuple[str, int]]]
     complete: bool = True  # False: only the newest matching entries were counted
@@ -69,6 +75,9 @@ class Latency:
     target: str
     counts: Mapping[int, int]  # upper bound in ms -> pushes above the bound before it; the last bound has no end
     total_ms: int
+
+
+LATENCY_BOUNDS_MS = (50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000)  # the keys of `Latency.counts`
 
 
 # --- targets -------------------------------------------------------------------------------------------------
@@ -123,8 +132,8 @@ class Bulk:
     what: str  # the filter in words
     state: BulkState
     total: int
-    states: Mapping[str, int] = field(default_factory=dict)  # where its deliveries are now
-    undecided: int = 0  # not yet looked at again by the rules
+    states: Mapping[str, int] = field(default_factory=dict)  # where those are now that were decided
+    undecided: int = 0  # the others: not yet looked at again by the rules
     ended_at: datetime | None = None
     ended_by: str = ""  # who cancelled it
 
@@ -180,11 +189,14 @@ class Looking(Protocol):
         ...
 
     def histogram(self, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
-        """Return audit entries over time, in at most *bars* steps of a round length."""
+        """Return audit entries over time, in at most *bars* steps that begin at round moments (UTC).
+
+        Minutes are known of the last two days; of what is older, hours.
+        """
         ...
 
     def facets(self, narrowed: Filter) -> Facets:
-        """Return what the entries that match have in common: source, target, outcome, error, status, kind, field."""
+        """Return what the entries that match have in common."""
         ...
 
     def latencies(self) -> Sequence[Latency]: ...
@@ -212,12 +224,17 @@ class Looking(Protocol):
     def start_bulk(self, narrowed: Filter, what: str, by: str, now: datetime) -> int:
         """Have all failed and ambiguous deliveries that match tried again; return the id of the bulk retry.
 
-        *what* is the filter in words. Also an audit entry.
+        *what* is the filter in words. Also an audit entry. What another bulk retry has in hand is left to it.
+        This may concern very many deliveries, in several transactions: after a crash half-way the bulk retry is of
+        those that it came to.
         """
         ...
 
     def cancel_bulk(self, bulk_id: int, by: str, now: datetime) -> bool:
-        """Leave what was not sent yet as it was before; False when there was nothing to cancel."""
+        """Leave what was not sent yet as it was before; False when there was nothing to cancel.
+
+        What is being sent right now ends as it does, and what newer state made due stays due. Also an audit entry.
+        """
         ...
 
     def bulk(self, bulk_id: int, now: datetime) -> Bulk | None: ...

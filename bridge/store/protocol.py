@@ -20,6 +20,7 @@ from bridge.model import (
     RecordKey,
     Want,
 )
+from bridge.store.looking import Looking
 
 T = TypeVar("T")
 
@@ -199,15 +200,24 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page of a list, newest first. *next* is the cursor of the following page, None on the last."""
+    """One page of a list, newest first. *next* is the cursor of the following page, None on the last.
+
+    A list looks at a bounded number of rows. Where those ended before the page was full, *searched_to* says how
+    far back they went, and *next* goes on from there.
+    """
 
     items: Sequence[T]
     next: str | None = None
+    searched_to: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a list is narrowed to; each list applies those that it knows. *q* is free text.
+    """What a list is narrowed to; each list applies those that it knows.
+
+    *q* is found where a word of an id, e-mail address, phone number, name or other value of a contact begins with
+    it, in any case of letters ("smith@ac" finds j.smith@acme.com); digits also inside a phone number. *field* is
+    the name of a field that an audit entry is about.
 
     *since* is included, *until* is not. A repeat is no row of its own: the outcome ``duplicate`` finds the
     inbounds that came again.
@@ -221,6 +231,8 @@ class Filter:
     error: str | None = None
     kind: str | None = None
     inbound_id: int | None = None
+    status: int | None = None
+    field: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     q: str | None = None
@@ -229,7 +241,7 @@ class Filter:
 Plan = Callable[[Delivery | None], Delivery]
 
 
-class Store(Protocol):
+class Store(Looking, Protocol):
     """See the module's docstring. All moments are aware and UTC; *now* is always the caller's.
 
     Lists are given a cursor that they gave out, or None for the first page; any other is a `ValueError`.
@@ -392,7 +404,7 @@ class Store(Protocol):
     def refusals(self, source: str) -> list[Refusal]: ...
 
     def contact_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Contact]:
-        """*narrowed.q* is found in ids and in field values (e-mail, phone, name), in any case of letters."""
+        """Newest first by their last change."""
         ...
 
     def deliveries_of(self, key: RecordKey) -> list[Delivery]: ...

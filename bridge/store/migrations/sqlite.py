@@ -10,6 +10,9 @@ import secrets
 
 from sqlite_utils import Database, Migrations
 
+from bridge.model import RecordKey
+from bridge.store.codec import contact_from, search_terms, search_text
+
 MIGRATIONS = Migrations("bridge")
 
 
@@ -21,6 +24,39 @@ def first(db: Database) -> None:
     db.executescript(_TRIGGERS)
     # The key of all digests. Without it nobody can tell from a fact whether a guessed payload was the one.
     db.execute("INSERT INTO meta (name, value) VALUES ('salt', ?)", [secrets.token_bytes(32)])
+
+
+@MIGRATIONS(name="0002_looking")
+def looking(db: Database) -> None:
+    """Add what pages look at: running totals, terms to search by, bulk retries, people who sign in."""
+    db.executescript(_LOOKING_TABLES)
+    db.executescript(_LOOKING_INDEXES)
+    db.executescript(_LOOKING_TRIGGERS)
+    for statement in _TOTALS_SO_FAR:
+        db.execute(statement)
+    _index_contacts(db)
+
+
+CONTACTS_AT_ONCE = 2000
+
+
+def _index_contacts(db: Database) -> None:
+    last = 0
+    while True:
+        rows = db.execute(
+            "SELECT id, source, source_id, data FROM contact WHERE id > ? ORDER BY id LIMIT ?",
+            (last, CONTACTS_AT_ONCE),
+        ).fetchall()
+        if not rows:
+            return
+        last = rows[-1]["id"]
+        texts = [
+            (search_text(contact_from(RecordKey(row["source"], row["source_id"]), row["data"])), row["id"])
+            for row in rows
+        ]
+        db.conn.executemany("UPDATE contact SET search = ? WHERE id = ?", texts)
+        terms = sorted((term, contact_id) for text, contact_id in texts for term in search_terms(text))
+        db.conn.executemany("INSERT INTO search_term (term, contact_id) VALUES (?, ?)", terms)
 
 
 _TABLES = """
@@ -260,3 +296,163 @@ CREATE TRIGGER delivery_uncounted AFTER DELETE ON delivery BEGIN
   UPDATE tally SET n = n - 1 WHERE kind = 'delivery' AND name = old.target AND state = old.state;
 END;
 """
+
+_LOOKING_TABLES = """
+-- Running totals of the audit log, so that nobody has to count it. The empty text and 0 mean: none.
+CREATE TABLE activity (
+  step INTEGER NOT NULL,                 -- seconds: 60, 3600; 0: of all time, with bucket 0
+  bucket INTEGER NOT NULL,               -- when it begins, in Unix time
+  kind TEXT NOT NULL,
+  outcome TEXT NOT NULL,
+  source TEXT NOT NULL,
+  target TEXT NOT NULL,
+  error TEXT NOT NULL,
+  status INTEGER NOT NULL,
+  n INTEGER NOT NULL,
+  calls INTEGER NOT NULL,
+  duration_ms INTEGER NOT NULL,
+  PRIMARY KEY (step, bucket, kind, outcome, source, target, error, status)
+) WITHOUT ROWID;
+
+-- How long pushes took: so many of at most bucket_ms and more than the bound before.
+CREATE TABLE latency (
+  target TEXT NOT NULL,
+  bucket_ms INTEGER NOT NULL,
+  n INTEGER NOT NULL,
+  total_ms INTEGER NOT NULL,
+  PRIMARY KEY (target, bucket_ms)
+) WITHOUT ROWID;
+
+CREATE TABLE target_push (
+  target TEXT PRIMARY KEY,
+  last_success_at TEXT,
+  last_error_at TEXT,
+  last_error TEXT NOT NULL DEFAULT '',
+  last_error_reason TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+
+-- Where each word of a contact begins, made from contact.search alone.
+CREATE TABLE search_term (
+  term TEXT NOT NULL,
+  contact_id INTEGER NOT NULL,
+  PRIMARY KEY (term, contact_id)
+) WITHOUT ROWID;
+
+-- Retries of many deliveries. What a live one has in hand is marked in delivery, and was before as told here.
+CREATE TABLE bulk (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  at TEXT NOT NULL,
+  by TEXT NOT NULL,
+  what TEXT NOT NULL,
+  cancelled INTEGER NOT NULL DEFAULT 0,
+  filling INTEGER NOT NULL DEFAULT 1,    -- more may come
+  total INTEGER NOT NULL DEFAULT 0,
+  ended_at TEXT,                         -- when the last of its deliveries so far came to rest
+  ended_by TEXT NOT NULL DEFAULT ''
+);
+
+CREATE TABLE bulk_item (
+  delivery_id INTEGER PRIMARY KEY,
+  bulk_id INTEGER NOT NULL,
+  state TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  error TEXT,
+  status INTEGER,
+  attempts INTEGER NOT NULL,
+  revision INTEGER NOT NULL,
+  marked INTEGER NOT NULL                -- the replay of its contact was asked for by this retry
+);
+
+CREATE TABLE bulk_tally (
+  bulk_id INTEGER NOT NULL,
+  state TEXT NOT NULL,                   -- in which a delivery came to rest
+  n INTEGER NOT NULL,
+  PRIMARY KEY (bulk_id, state)
+) WITHOUT ROWID;
+
+CREATE TABLE person (
+  name TEXT PRIMARY KEY,
+  role TEXT NOT NULL,
+  password_hash TEXT NOT NULL,
+  epoch INTEGER NOT NULL DEFAULT 0,
+  created_at TEXT NOT NULL,
+  last_seen_at TEXT
+) WITHOUT ROWID;
+
+CREATE TABLE login_link (
+  link_id TEXT PRIMARY KEY,
+  name TEXT NOT NULL,
+  expires_at TEXT NOT NULL
+) WITHOUT ROWID;
+
+ALTER TABLE delivery ADD COLUMN inbound_id INTEGER;
+ALTER TABLE delivery ADD COLUMN bulk_id INTEGER;
+ALTER TABLE delivery ADD COLUMN bulk_open INTEGER NOT NULL DEFAULT 0;  -- not decided again yet
+ALTER TABLE quota ADD COLUMN rate_per_s REAL;
+ALTER TABLE quota ADD COLUMN burst INTEGER;
+"""
+
+_LOOKING_INDEXES = """
+CREATE INDEX audit_by_source ON audit (source, at);
+CREATE INDEX audit_by_target ON audit (target, at) WHERE target IS NOT NULL;
+CREATE INDEX audit_by_outcome ON audit (outcome, at);
+CREATE INDEX audit_by_error ON audit (error, at) WHERE error IS NOT NULL;
+-- Most entries are of these kinds or have these statuses: whoever looks for them need not look far.
+CREATE INDEX audit_by_kind ON audit (kind, at) WHERE kind NOT IN ('contact', 'delivery');
+CREATE INDEX audit_by_status ON audit (status, at) WHERE status >= 300;
+
+CREATE INDEX inbound_repeated ON inbound (received_at) WHERE repeats > 0;
+CREATE INDEX contact_by_source ON contact (source, updated_at);
+
+CREATE INDEX delivery_by_target ON delivery (target, updated_at);
+CREATE INDEX delivery_by_error ON delivery (error, updated_at) WHERE error IS NOT NULL;
+CREATE INDEX delivery_by_target_id ON delivery (target_id) WHERE target_id IS NOT NULL;
+CREATE INDEX delivery_behind ON delivery (target, wanted_at)
+  WHERE wanted_at IS NOT NULL AND state IN ('pending', 'sending', 'retrying', 'held');
+CREATE INDEX delivery_failing ON delivery (target, state, error, status, reason, updated_at)
+  WHERE state IN ('failed', 'ambiguous');
+CREATE INDEX delivery_bulk ON delivery (bulk_id, bulk_open, state) WHERE bulk_id IS NOT NULL;
+CREATE INDEX bulk_item_by_bulk ON bulk_item (bulk_id);
+"""
+
+_LOOKING_TRIGGERS = """
+-- A delivery that a bulk retry had in hand comes to rest: what becomes of it later is no longer the retry's.
+CREATE TRIGGER bulk_settled AFTER UPDATE OF state, bulk_open ON delivery
+WHEN new.bulk_id IS NOT NULL AND NOT new.bulk_open
+  AND new.state NOT IN ('pending', 'sending', 'retrying', 'held') BEGIN
+  INSERT INTO bulk_tally VALUES (new.bulk_id, new.state, 1)
+    ON CONFLICT (bulk_id, state) DO UPDATE SET n = n + 1;
+  UPDATE bulk SET ended_at = new.updated_at WHERE id = new.bulk_id;
+  DELETE FROM bulk_item WHERE delivery_id = new.id;
+  UPDATE delivery SET bulk_id = NULL WHERE id = new.id;
+END;
+"""
+
+_NO_NULLS = "coalesce(source, ''), coalesce(target, ''), coalesce(error, ''), coalesce(status, 0)"
+_BUCKET = "CAST(strftime('%s', at) AS INTEGER) / {step} * {step}"
+# How many calls an attempt of the past made is not known any more: one is counted for each.
+_SUMS = "count(*), count(attempt), coalesce(sum(duration_ms), 0)"
+
+_TOTALS_SO_FAR = (
+    f"INSERT INTO activity SELECT 3600, {_BUCKET.format(step=3600)} AS bucket, kind, outcome, {_NO_NULLS}, {_SUMS}"  # noqa: S608
+    " FROM audit GROUP BY 2, 3, 4, 5, 6, 7, 8",
+    f"INSERT INTO activity SELECT 60, {_BUCKET.format(step=60)} AS bucket, kind, outcome, {_NO_NULLS}, {_SUMS}"  # noqa: S608
+    " FROM audit WHERE at >= (SELECT strftime('%Y-%m-%dT%H:%M:00', max(at), '-3 days') FROM audit)"
+    " GROUP BY 2, 3, 4, 5, 6, 7, 8",
+    "INSERT INTO activity SELECT 0, 0, kind, outcome, source, target, error, status, sum(n), sum(calls),"
+    " sum(duration_ms) FROM activity WHERE step = 3600 GROUP BY 3, 4, 5, 6, 7, 8",
+    "INSERT INTO latency SELECT target, CASE WHEN duration_ms <= 50 THEN 50 WHEN duration_ms <= 100 THEN 100"
+    " WHEN duration_ms <= 250 THEN 250 WHEN duration_ms <= 500 THEN 500 WHEN duration_ms <= 1000 THEN 1000"
+    " WHEN duration_ms <= 2500 THEN 2500 WHEN duration_ms <= 5000 THEN 5000 WHEN duration_ms <= 10000 THEN 10000"
+    " WHEN duration_ms <= 30000 THEN 30000 ELSE 60000 END, count(*), sum(duration_ms) FROM audit"
+    " WHERE kind = 'delivery' AND attempt IS NOT NULL AND duration_ms IS NOT NULL AND target IS NOT NULL"
+    " GROUP BY 1, 2",
+    "INSERT INTO target_push (target, last_success_at) SELECT target, max(at) FROM audit"
+    " WHERE kind = 'delivery' AND attempt IS NOT NULL AND error IS NULL AND target IS NOT NULL GROUP BY target",
+    # Beside max() the other columns are those of its row: https://sqlite.org/quirks.html
+    "INSERT INTO target_push (target, last_error_at, last_error, last_error_reason)"
+    " SELECT target, max(at), error, reason FROM audit WHERE kind = 'delivery' AND attempt IS NOT NULL"
+    " AND error IS NOT NULL AND target IS NOT NULL GROUP BY target ON CONFLICT (target) DO UPDATE SET"
+    " last_error_at = excluded.last_error_at, last_error = excluded.last_error,"
+    " last_error_reason = excluded.last_error_reason",
+)

@@ -11,6 +11,18 @@ from datetime import datetime
 from pathlib import Path
 
 from bridge.model import AuditEntry, Contact, Delivery, RecordKey, iso
+from bridge.store.looking import (
+    Activity,
+    Bulk,
+    BulkState,
+    Facets,
+    FailureGroup,
+    Histogram,
+    Hit,
+    Latency,
+    Queue,
+    User,
+)
 from bridge.store.protocol import (
     Attempt,
     Decision,
@@ -28,9 +40,20 @@ from bridge.store.protocol import (
     Ticket,
     Work,
 )
-from bridge.store.sqlite import delivering, keeping, processing, reading, receiving, ruling
+from bridge.store.sqlite import (
+    delivering,
+    keeping,
+    overviews,
+    people,
+    processing,
+    reading,
+    receiving,
+    retries,
+    ruling,
+    totals,
+)
 from bridge.store.sqlite.file import SqliteFile
-from bridge.store.sqlite.rows import target_status
+from bridge.store.sqlite.rows import add_facts, target_status
 
 SLICE = 5000  # deliveries changed at a time, so that a receipt never waits for a hundred thousand of them
 
@@ -229,6 +252,125 @@ class SqliteStore:
         with self._file.reading() as db:
             return reading.audit_page(db, narrowed, cursor, limit)
 
+    # --- overviews ---
+
+    def activity(self, since: datetime, until: datetime) -> Sequence[Activity]:
+        with self._file.reading() as db:
+            return totals.activity(db, since, until)
+
+    def totals(self) -> Sequence[Activity]:
+        with self._file.reading() as db:
+            return totals.totals(db)
+
+    def histogram(self, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
+        with self._file.reading() as db:
+            return overviews.histogram(db, narrowed, since, until, bars)
+
+    def facets(self, narrowed: Filter) -> Facets:
+        with self._file.reading() as db:
+            return overviews.facets(db, narrowed)
+
+    def latencies(self) -> Sequence[Latency]:
+        with self._file.reading() as db:
+            return totals.latencies(db)
+
+    def queues(self, now: datetime) -> Sequence[Queue]:
+        with self._file.reading() as db:
+            return overviews.queues(db, self._lanes, now)
+
+    def inbound_neighbours(self, narrowed: Filter, inbound_id: int) -> tuple[int | None, int | None]:
+        with self._file.reading() as db:
+            return overviews.inbound_neighbours(db, narrowed, inbound_id)
+
+    def lookup(self, text: str) -> Sequence[Hit]:
+        with self._file.reading() as db:
+            return overviews.lookup(db, text)
+
+    def audit_entry(self, entry_id: int) -> AuditEntry | None:
+        with self._file.reading() as db:
+            return overviews.audit_entry(db, entry_id)
+
+    # --- failures ---
+
+    def failure_groups(self, narrowed: Filter, limit: int = 100) -> Sequence[FailureGroup]:
+        with self._file.reading() as db:
+            return retries.failure_groups(db, reading.delivery_conditions(narrowed), limit)
+
+    def start_bulk(self, narrowed: Filter, what: str, by: str, now: datetime) -> int:
+        salt, matching = self._salt, reading.delivery_conditions(narrowed)
+        last: int | None = 0
+        with self._file.writing() as db:
+            bulk_id = retries.begin(db, salt, narrowed, matching, what, by, now)
+        while last is not None:
+            with self._file.writing() as db:
+                last = retries.take_some(db, bulk_id, matching, now, SLICE, last)
+        return bulk_id
+
+    def cancel_bulk(self, bulk_id: int, by: str, now: datetime) -> bool:
+        salt, put_back, some = self._salt, 0, SLICE
+        current = self.bulk(bulk_id, now)
+        if current is None or current.state is not BulkState.RUNNING:
+            return False
+        while some == SLICE:
+            with self._file.writing() as db:
+                some = retries.put_back_some(db, bulk_id, self._lanes, now, SLICE)
+                put_back += some
+        with self._file.writing() as db:
+            retries.end(db, salt, bulk_id, put_back, by, now)
+        return True
+
+    def bulk(self, bulk_id: int, now: datetime) -> Bulk | None:
+        with self._file.reading() as db:
+            return retries.bulk(db, bulk_id)
+
+    def bulks(self, now: datetime, limit: int = 20) -> Sequence[Bulk]:
+        with self._file.reading() as db:
+            return retries.bulks(db, limit)
+
+    # --- people who sign in ---
+
+    def users(self) -> Sequence[User]:
+        with self._file.reading() as db:
+            return people.users(db)
+
+    def user(self, name: str) -> User | None:
+        with self._file.reading() as db:
+            return people.user(db, name)
+
+    def save_user(self, user: User, now: datetime) -> None:
+        with self._file.writing() as db:
+            people.save(db, user, now)
+
+    def remove_user(self, name: str) -> bool:
+        with self._file.writing() as db:
+            return people.remove(db, name)
+
+    def end_sessions(self, name: str) -> None:
+        with self._file.writing() as db:
+            people.end_sessions(db, name)
+
+    def seen(self, name: str, now: datetime) -> None:
+        with self._file.reading() as db:
+            worth_it = people.unseen(db, name, now)
+        if worth_it:
+            with self._file.writing(durable=False) as db:
+                people.seen(db, name, now)
+
+    def add_login_link(self, link_id: str, user: str, expires_at: datetime) -> None:
+        with self._file.writing() as db:
+            people.add_login_link(db, link_id, user, expires_at)
+
+    def use_login_link(self, link_id: str, now: datetime) -> str | None:
+        with self._file.writing() as db:
+            return people.use_login_link(db, link_id, now)
+
+    # --- facts from outside the pipeline ---
+
+    def note(self, entries: Collection[AuditEntry]) -> None:
+        salt = self._salt
+        with self._file.writing() as db:
+            add_facts(db, salt, entries)
+
     # --- URL tokens ---
 
     def add_token(self, source: str, token_id: str, now: datetime) -> None:
@@ -248,6 +390,7 @@ class SqliteStore:
     def prune(self, *, payloads_before: datetime, keys_before: datetime, limit: int = 1000) -> int:
         with self._file.writing() as db:
             removed = keeping.prune(db, iso(payloads_before), iso(keys_before), limit)
+            totals.prune_minutes(db)
         if removed < limit:  # not after each of many slices
             self._file.empty_log()
         return removed

@@ -12,6 +12,7 @@ from bridge.errors import Ambiguous
 from bridge.model import AuditEntry, Delivery, Desired, RecordKey, State, from_iso, iso
 from bridge.store.codec import exchanges_detail, maybe_iso, maybe_moment, to_json
 from bridge.store.protocol import Attempt, Plan, TargetStatus, Ticket
+from bridge.store.sqlite import totals
 from bridge.store.sqlite.processing import check_fence, fitted, next_due, read_lane
 from bridge.store.sqlite.rows import (
     LaneCounts,
@@ -112,6 +113,7 @@ def finish(
     if attempt is not None:
         number = (current.attempts if current else 0) + 1
         add_facts(db, salt, [_fact(claimed, attempt, number)])
+        totals.count_push(db, claimed.target, attempt)
     return delivery
 
 
@@ -151,6 +153,7 @@ def _fact(claimed: Delivery, attempt: Attempt, number: int) -> AuditEntry:
         duration_ms=attempt.duration_ms,
         fields=attempt.fields,
         detail=exchanges_detail(tuple(attempt.exchanges)),
+        inbound_id=claimed.inbound_id,
     )
 
 
@@ -179,9 +182,10 @@ def take_turn(db: Database, target: str, rate_per_s: float, burst: int, now: dat
     if count == 0:
         return 0.0  # only asked
     db.execute(
-        "INSERT INTO quota (target, tokens, filled_at) VALUES (?, ?, ?) ON CONFLICT (target) DO UPDATE"
-        " SET tokens = excluded.tokens, filled_at = excluded.filled_at",
-        (target, tokens - count, iso(filled_at)),
+        "INSERT INTO quota (target, tokens, filled_at, rate_per_s, burst) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (target) DO UPDATE SET tokens = excluded.tokens, filled_at = excluded.filled_at,"
+        " rate_per_s = excluded.rate_per_s, burst = excluded.burst",
+        (target, tokens - count, iso(filled_at), rate_per_s, burst),
     )
     return 0.0
 

@@ -12,7 +12,9 @@ from bridge import schedule
 from bridge.errors import LostLane
 from bridge.lanes import deliver_lane, process_lane
 from bridge.model import AuditEntry, Contact, Delivery, RecordKey, State, Want, from_iso, iso
+from bridge.store.looking import Activity
 from bridge.store.protocol import Decision, Inbound, TargetStatus, Ticket, Work
+from bridge.store.sqlite import retries, totals
 from bridge.store.sqlite.rows import (
     INBOUND,
     LaneCounts,
@@ -215,6 +217,7 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
         if result.forget:
             forget_inbound(db, result.id)
     add_facts(db, salt, [*decision.audit, *unchanged])
+    totals.count(db, _announced(decision.wants, now))
     _erase(db, decision, lanes, now)
     for key in decision.decided:
         # What was due to be read and was not (it is deleted, or nothing can be read) must not stay due for ever.
@@ -223,12 +226,21 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
             " WHERE source = ? AND source_id = ?",
             (moment, key.source, key.source_id),
         )
+        retries.decided(db, key)
     _note_source(db, ticket.lane.removeprefix("process:"), decision.account)
     return due
 
 
 def _sooner(due: Due, lane: str, moment: datetime) -> None:
     due[lane] = min(moment, due.get(lane, moment))
+
+
+def _announced(wants: Iterable[Want], now: datetime) -> Iterable[tuple[datetime, Activity]]:
+    """Yield how many changes were to reach each target; less the attempts, those are the calls that were saved."""
+    for want in wants:
+        if want.changes and want.desired is not None:
+            kind = totals.ANNOUNCED
+            yield now, Activity(kind, kind, want.changes, source=want.key.source, target=want.target)
 
 
 def _unchanged(want: Want, now: datetime) -> AuditEntry:
@@ -241,6 +253,7 @@ def _unchanged(want: Want, now: datetime) -> AuditEntry:
         source=want.key.source,
         source_id=want.key.source_id,
         target=want.target,
+        inbound_id=want.inbound_id,
     )
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
-from bridge.model import AuditEntry, Contact, Delivery, RecordKey, from_iso, iso
-from bridge.store.codec import cursor_of, maybe_moment, needles, read_cursor
+from bridge.model import AuditEntry, Contact, Delivery, RecordKey, from_iso
+from bridge.store.codec import maybe_moment, read_cursor, to_json
 from bridge.store.protocol import Filter, Health, Inbound, Page, Refusal, SourceStatus, TargetStatus
+from bridge.store.sqlite import listing, totals
+from bridge.store.sqlite.conditions import Conditions
+from bridge.store.sqlite.listing import Place, Search
 from bridge.store.sqlite.processing import next_due
 from bridge.store.sqlite.rows import (
     AUDIT,
@@ -26,160 +26,265 @@ from bridge.store.sqlite.rows import (
     target_status,
 )
 
-T = TypeVar("T")
-
-
-@dataclass
-class Conditions:
-    """The ``WHERE`` of a list: terms that all hold, and their values."""
-
-    terms: list[str] = field(default_factory=list)
-    values: list[Any] = field(default_factory=list)
-
-    def add(self, term: str, *values: Any) -> None:
-        self.terms.append(term)
-        self.values += values
-
-    def equal(self, columns: Mapping[str, Any]) -> None:
-        """Narrow each column to its value, where there is one."""
-        for column, value in columns.items():
-            if value is not None:
-                self.add(f"{column} = ?", value)
-
-    def narrowing(self, columns: Mapping[str, Any]) -> None:
-        """As `equal`, for columns that most rows share: ``+`` keeps the planner from their indexes.
-
-        It takes every equality for a rare one, and would sort half the table rather than read it in order of time.
-        """
-        self.equal({f"+{column}": value for column, value in columns.items()})
-
-    def between(self, column: str, since: datetime | None, until: datetime | None) -> None:
-        """Narrow to *since* (included) … *until* (excluded)."""
-        if since is not None:
-            self.add(f"{column} >= ?", iso(since))
-        if until is not None:
-            self.add(f"{column} < ?", iso(until))
-
-    @property
-    def sql(self) -> str:
-        return " AND ".join(self.terms) or "1"
-
-
-def _page(
-    db: Database,
-    select: str,
-    table: str,
-    moment: str,
-    conditions: Conditions,
-    cursor: str | None,
-    limit: int,
-    make: Callable[[sqlite3.Row], T],
-) -> Page[T]:
-    """Return one page, newest first by the column *moment* and then by id. Nothing is counted."""
-    if cursor is not None:
-        conditions.add(f"({table}.{moment}, {table}.id) < (?, ?)", *read_cursor(cursor))
-    rows: Sequence[sqlite3.Row] = db.execute(
-        f"{select} WHERE {conditions.sql} ORDER BY {table}.{moment} DESC, {table}.id DESC LIMIT ?",
-        [*conditions.values, limit + 1],
-    ).fetchall()
-    shown = rows[:limit]
-    following = cursor_of(shown[-1][moment], shown[-1]["id"]) if len(rows) > limit and shown else None
-    return Page([make(row) for row in shown], following)
-
-
-# The statements that look for a text in contacts (``c``) are given two spellings of it: `needles`.
-
-
-def _of_contact(conditions: Conditions, table: str, narrowed: Filter) -> None:
-    """Narrow to a source, or to one contact of it, which has an index of its own."""
-    if narrowed.source_id is None:
-        conditions.narrowing({f"{table}.source": narrowed.source})
-    else:
-        conditions.equal({f"{table}.source": narrowed.source, f"{table}.source_id": narrowed.source_id})
-
-
 # --- lists -----------------------------------------------------------------------------------------------
 
 
 def inbound_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -> Page[Inbound]:
-    conditions = Conditions()
-    conditions.equal({"i.source": narrowed.source, "i.id": narrowed.inbound_id})
-    if narrowed.outcome == "duplicate":  # a repeat is no row of its own: those that came again
-        conditions.add("i.repeats > 0")
-    else:
-        conditions.equal({"i.outcome": narrowed.outcome})
-    conditions.between("i.received_at", narrowed.since, narrowed.until)
+    search = inbound_search(db, narrowed)
+    return listing.page(db, listing.INBOUND, INBOUND, search, cursor, limit, inbound_of)
+
+
+def inbound_search(db: Database, narrowed: Filter) -> Search:
+    """Return how to find the inbounds that match."""
+    search = Search()
+    search.drive.between("i.received_at", narrowed.since, narrowed.until)
+    search.drive.equal({"i.id": narrowed.inbound_id})
     if narrowed.source_id is not None:
-        conditions.add(
-            "i.id IN (SELECT inbound_id FROM audit WHERE source_id = ? AND source = i.source)", narrowed.source_id
-        )
+        search.only = _spoken_of(db, _contacts_named(db, narrowed.source, narrowed.source_id))
+        if search.only is None:
+            search.rest.add(_SPOKE_OF_ONE.format(term="a.source_id = ?"), narrowed.source_id)
     if narrowed.q:
-        texts = needles(narrowed.q)
-        conditions.add(
-            "(instr(lower(i.reason), ?) > 0 OR i.id IN (SELECT a.inbound_id FROM contact c JOIN audit a"
-            " ON a.source = c.source AND a.source_id = c.source_id"
-            " WHERE instr(c.search, ?) > 0 OR instr(c.search, ?) > 0))",
-            texts[0],
-            *texts,
-        )
-    return _page(db, INBOUND, "i", "received_at", conditions, cursor, limit, inbound_of)
+        term, values = listing.contains(narrowed.q)
+        people = None if search.only is not None else listing.hits(db, narrowed.q)
+        if people is not None:
+            search.only = _spoken_of(db, people)
+        if people is None or search.only is None:
+            search.rest.add(_SPOKE_OF_ONE.format(term=term), *values)
+    given = {"i.source": narrowed.source, "i.outcome": narrowed.outcome}
+    if narrowed.outcome == "duplicate":  # a repeat is no row of its own: those that came again
+        given.pop("i.outcome")
+        search.drive.add("i.repeats > 0")
+    elif search.only is None and narrowed.inbound_id is None:
+        driver = _rarer(db, narrowed)
+        search.drive.equal({driver: given.pop(driver)})
+    search.rest.equal(given)
+    return search
+
+
+def _rarer(db: Database, narrowed: Filter) -> str:
+    """Return by which of its two columns fewer inbounds are found."""
+    if narrowed.source is None or narrowed.outcome is None:
+        return "i.outcome" if narrowed.source is None else "i.source"
+    of_outcome = _counted(db, "inbound", state=narrowed.outcome)
+    return "i.outcome" if of_outcome < _counted(db, "inbound", name=narrowed.source) else "i.source"
+
+
+_SPOKE_OF_ONE = (
+    "EXISTS (SELECT 1 FROM audit a LEFT JOIN contact c ON c.source = a.source AND c.source_id = a.source_id"
+    " WHERE a.inbound_id = i.id AND ({term}))"
+)
+
+
+def _counted(db: Database, kind: str, **named: str) -> int:
+    conditions = Conditions()
+    conditions.equal({"kind": kind, **named})
+    row = db.execute(_TALLIED.format(conditions=conditions.sql), conditions.values).fetchone()
+    return int(row["n"] or 0)
+
+
+_TALLIED = "SELECT sum(n) AS n FROM tally WHERE {conditions}"
+
+
+def _contacts_named(db: Database, source: str | None, source_id: str) -> list[int]:
+    rows = db.execute(_NAMED, (source, source, source_id))
+    return [row["id"] for row in rows]
+
+
+# Of one source, or of all that are known: without its first column an index is of no use.
+_SOURCES = "{alias}.source IN (SELECT s.source FROM source_state s WHERE ? IS NULL OR s.source = ?)"
+_NAMED = (
+    "SELECT c.id FROM contact c WHERE c.source IN"
+    " (SELECT s.source FROM source_state s WHERE ? IS NULL OR s.source = ?) AND c.source_id = ?"
+)
+
+
+def _spoken_of(db: Database, contacts: Sequence[int]) -> list[int] | None:
+    """Return the inbounds that spoke of *contacts*; None when there may be more than can be told quickly."""
+    each = max(1, listing.BUDGET // max(1, len(contacts)))
+    found: set[int] = set()
+    for contact_id in contacts:
+        rows = db.execute(_INBOUNDS_OF, (contact_id, each)).fetchall()
+        if len(rows) == each:
+            return None
+        found |= {row["inbound_id"] for row in rows if row["inbound_id"] is not None}
+    return sorted(found)
+
+
+_INBOUNDS_OF = (
+    "SELECT a.inbound_id FROM contact c JOIN audit a ON a.source = c.source AND a.source_id = c.source_id"
+    " WHERE c.id = ? LIMIT ?"
+)
 
 
 def contact_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -> Page[Contact]:
-    conditions = Conditions()
-    _of_contact(conditions, "c", narrowed)
-    conditions.between("c.updated_at", narrowed.since, narrowed.until)
+    search = Search()
+    search.drive.between("c.updated_at", narrowed.since, narrowed.until)
+    if narrowed.source_id is not None:
+        search.only = _contacts_named(db, narrowed.source, narrowed.source_id)
     if narrowed.q:
-        conditions.add("(instr(c.search, ?) > 0 OR instr(c.search, ?) > 0)", *needles(narrowed.q))
-    return _page(db, "SELECT c.* FROM contact c", "c", "updated_at", conditions, cursor, limit, contact_of)
+        if search.only is None:
+            search.only = listing.hits(db, narrowed.q)
+        if search.only is None or narrowed.source_id is not None:
+            term, values = listing.contains(narrowed.q)
+            search.rest.add(f"({term})", *values)
+    (search.drive if search.only is None else search.rest).equal({"c.source": narrowed.source})
+    select = "SELECT c.* FROM contact c"
+    return listing.page(db, listing.CONTACT, select, search, cursor, limit, contact_of)
 
 
 def delivery_conditions(narrowed: Filter) -> Conditions:
-    """Return what *narrowed* means for rows of ``delivery d``."""
+    """Return what *narrowed* means for rows of ``delivery d``, all of which are wanted."""
     conditions = Conditions()
-    _of_contact(conditions, "d", narrowed)
-    conditions.narrowing({"d.target": narrowed.target, "d.error": narrowed.error})
-    conditions.equal({"d.state": narrowed.state})
+    if narrowed.source_id is not None:
+        conditions.add(_SOURCES.format(alias="d"), narrowed.source, narrowed.source)
+        conditions.equal({"d.source_id": narrowed.source_id})
+    else:
+        conditions.equal({"+d.source": narrowed.source})
+    conditions.equal({"+d.target": narrowed.target, "d.state": narrowed.state})
+    conditions.equal({"+d.error": narrowed.error, "+d.status": narrowed.status})
     conditions.between("d.updated_at", narrowed.since, narrowed.until)
     if narrowed.q:
-        texts = needles(narrowed.q)
+        statement, values = listing.all_with(narrowed.q)
         conditions.add(
-            "(d.target_id = ? OR instr(lower(d.reason), ?) > 0 OR (d.source, d.source_id) IN (SELECT"
-            " c.source, c.source_id FROM contact c WHERE instr(c.search, ?) > 0 OR instr(c.search, ?) > 0))",
+            _OF_ALL_WITH.format(contacts=statement),
             narrowed.q.strip(),
-            texts[0],
-            *texts,
+            *values,
         )
     return conditions
 
 
+_OF_ALL_WITH = """
+((d.target_id = ? AND d.target_id IS NOT NULL)
+  OR (d.source, d.source_id) IN (SELECT p.source, p.source_id FROM contact p WHERE p.id IN ({contacts})))
+"""
+
+
 def delivery_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -> Page[Delivery]:
-    conditions = delivery_conditions(narrowed)
-    return _page(db, "SELECT d.* FROM delivery d", "d", "updated_at", conditions, cursor, limit, delivery_of)
+    search = _delivery_search(db, narrowed)
+    select = "SELECT d.* FROM delivery d"
+    return listing.page(db, listing.DELIVERY, select, search, cursor, limit, delivery_of)
+
+
+def _delivery_search(db: Database, narrowed: Filter) -> Search:
+    search = Search()
+    search.drive.between("d.updated_at", narrowed.since, narrowed.until)
+    given = {
+        "d.error": narrowed.error,
+        "d.state": narrowed.state,
+        "d.target": narrowed.target,
+    }
+    people = listing.hits(db, narrowed.q) if narrowed.q and narrowed.source_id is None else None
+    if people is not None:
+        search.only = [row["id"] for row in db.execute(_DELIVERIES_OF, (to_json(people),))]
+    elif narrowed.source_id is not None:
+        search.drive.add(_SOURCES.format(alias="d"), narrowed.source, narrowed.source)
+        search.drive.equal({"d.source_id": narrowed.source_id})
+    else:
+        named = [name for name, value in given.items() if value is not None]
+        driver = min(named, key=lambda name: _deliveries_with(db, name, given[name] or ""), default=None)
+        if driver is not None:
+            search.drive.equal({driver: given.pop(driver)})
+    if narrowed.q and people is None:
+        term, values = listing.of_contact_with(narrowed.q, "d")
+        search.rest.add(term, *values)
+    search.rest.equal({**given, "d.source": narrowed.source, "d.status": narrowed.status})
+    return search
+
+
+_DELIVERIES_OF = (
+    "SELECT d.id FROM contact c JOIN delivery d ON d.source = c.source AND d.source_id = c.source_id"
+    " WHERE c.id IN (SELECT value FROM json_each(?))"
+)
+
+
+def _deliveries_with(db: Database, column: str, value: str) -> int:
+    """Return about how many deliveries have *value*; those with an error are few."""
+    if column == "d.error":
+        return sum(_counted(db, "delivery", state=state) for state in ("failed", "retrying", "ambiguous", "held"))
+    return _counted(db, "delivery", **{"name" if column == "d.target" else "state": value})
 
 
 def audit_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -> Page[AuditEntry]:
-    conditions = Conditions()
-    _of_contact(conditions, "a", narrowed)
-    conditions.equal(
-        {
-            "a.target": narrowed.target,
-            "a.outcome": narrowed.outcome,
-            "a.error": narrowed.error,
-            "a.kind": narrowed.kind,
-            "a.inbound_id": narrowed.inbound_id,
-        }
-    )
-    conditions.between("a.at", narrowed.since, narrowed.until)
-    if narrowed.q:
-        texts = needles(narrowed.q)
-        conditions.add(
-            "(instr(lower(a.reason), ?) > 0 OR (a.source, a.source_id) IN (SELECT"
-            " c.source, c.source_id FROM contact c WHERE instr(c.search, ?) > 0 OR instr(c.search, ?) > 0))",
-            texts[0],
-            *texts,
-        )
-    return _page(db, AUDIT, "a", "at", conditions, cursor, limit, audit_of)
+    search = audit_search(db, narrowed, None if cursor is None else read_cursor(cursor), limit)
+    return listing.page(db, listing.AUDIT, AUDIT, search, cursor, limit, audit_of)
+
+
+_INDEXED = ("error", "status", "kind", "target", "outcome", "source")
+_FREQUENT_KINDS = frozenset({"contact", "delivery"})  # of these kinds there is no index
+
+
+def audit_search(db: Database, narrowed: Filter, after: Place | None, limit: int) -> Search:
+    """Return how to find the audit entries that match, behind *after*."""
+    search = Search()
+    search.drive.between("a.at", narrowed.since, narrowed.until)
+    given = {name: getattr(narrowed, name) for name in _INDEXED}
+    people = None
+    if narrowed.inbound_id is not None:
+        search.drive.equal({"a.inbound_id": narrowed.inbound_id})
+    elif narrowed.source_id is not None:
+        search.drive.add(_SOURCES.format(alias="a"), narrowed.source, narrowed.source)
+        search.drive.equal({"a.source_id": narrowed.source_id})
+    else:
+        people = listing.hits(db, narrowed.q) if narrowed.q else None
+        driver = None if people is not None else totals.rarest(db, narrowed, _useful(narrowed))
+        if driver is not None:
+            search.drive.equal({f"a.{driver}": given.pop(driver)})
+            # In these words the database recognises what its index is of.
+            search.drive.terms += _PARTIAL.get(driver, [])
+    if narrowed.inbound_id is not None:
+        search.rest.equal({"a.source_id": narrowed.source_id})
+    search.rest.equal({f"a.{name}": value for name, value in given.items()})
+    if narrowed.field is not None:
+        # In a list written as JSON, a name begins behind a bracket or a comma, and its own quotes are escaped.
+        name = to_json(narrowed.field)
+        search.rest.add("(instr(a.fields, ?) > 0 OR instr(a.fields, ?) > 0)", f"[{name}", f",{name}")
+    if narrowed.q and people is None:
+        term, values = listing.of_contact_with(narrowed.q, "a")
+        search.rest.add(term, *values)
+    if people is not None:
+        each = max(limit + 1, listing.BUDGET // max(1, len(people)) if search.rest else 0)
+        _facts_of(db, search, people, after, each)
+    return search
+
+
+_PARTIAL = {
+    "kind": ["a.kind NOT IN ('contact', 'delivery')"],
+    "status": ["a.status >= 300"],
+}
+
+
+def _useful(narrowed: Filter) -> list[str]:
+    """Return the dimensions for whose value there is an index."""
+    without = set()
+    if narrowed.kind in _FREQUENT_KINDS:
+        without.add("kind")
+    if narrowed.status is not None and narrowed.status < 300:
+        without.add("status")
+    return [name for name in _INDEXED if name not in without]
+
+
+_NEWEST_OF = """
+SELECT a.at, a.id FROM contact c JOIN audit a ON a.source = c.source AND a.source_id = c.source_id
+WHERE c.id = ? AND {span} ORDER BY a.at DESC, a.id DESC LIMIT ?
+"""
+
+
+def _facts_of(db: Database, search: Search, people: Sequence[int], after: Place | None, each: int) -> None:
+    """Narrow *search* to the newest entries of *people*, *each* of everybody; remember how far those go back."""
+    span = Conditions(list(search.drive.terms), list(search.drive.values))
+    if after is not None:
+        span.add("(a.at, a.id) < (?, ?)", *after)
+    statement = _NEWEST_OF.format(span=span.sql)
+    places: list[Place] = []
+    known_to: Place | None = None
+    for contact_id in people:
+        rows = db.execute(statement, [contact_id, *span.values, each]).fetchall()
+        places += [(row["at"], row["id"]) for row in rows]
+        if len(rows) == each:
+            known_to = max(known_to or places[-1], places[-1])
+    # Of somebody there may be more: what is older than the last that is known of him may not be all there is.
+    search.only = [row_id for at, row_id in places if known_to is None or (at, row_id) >= known_to]
+    search.known_to = known_to
 
 
 # --- single things ---------------------------------------------------------------------------------------

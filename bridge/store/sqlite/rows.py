@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -23,10 +23,12 @@ from bridge.store.codec import (
     desired_json,
     maybe_iso,
     maybe_moment,
+    search_terms,
     search_text,
     to_json,
 )
 from bridge.store.protocol import Inbound, TargetStatus
+from bridge.store.sqlite import totals
 
 LaneCounts = Mapping[str, int]  # target -> how many delivery lanes it has
 
@@ -40,7 +42,12 @@ def digest(salt: bytes, scope: str, content: bytes) -> bytes:
 
 
 def save_contact(db: Database, contact: Contact, now: str) -> None:
-    db.execute(
+    before = db.execute(
+        "SELECT id, search FROM contact WHERE source = ? AND source_id = ?",
+        (contact.key.source, contact.key.source_id),
+    ).fetchone()
+    search = search_text(contact)
+    saved = db.execute(
         "INSERT INTO contact (source, source_id, data, search, erased, read_due, updated_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, source_id) DO UPDATE SET data = excluded.data,"
         " search = excluded.search, erased = excluded.erased, read_due = excluded.read_due,"
@@ -49,11 +56,26 @@ def save_contact(db: Database, contact: Contact, now: str) -> None:
             contact.key.source,
             contact.key.source_id,
             contact_json(contact),
-            search_text(contact),
+            search,
             contact.erased is not None,
             maybe_iso(contact.read_due),
             now,
         ),
+    )
+    if before is None:
+        _save_terms(db, saved.lastrowid, "", search)
+    elif before["search"] != search:
+        _save_terms(db, before["id"], before["search"], search)
+
+
+def _save_terms(db: Database, contact_id: int | None, before: str, now: str) -> None:
+    """Keep where the words of a search text begin. It alone makes them, so that the ones before are known."""
+    old, new = search_terms(before), search_terms(now)
+    db.conn.executemany(
+        "DELETE FROM search_term WHERE term = ? AND contact_id = ?", [(term, contact_id) for term in old - new]
+    )
+    db.conn.executemany(
+        "INSERT INTO search_term (term, contact_id) VALUES (?, ?)", [(term, contact_id) for term in new - old]
     )
 
 
@@ -73,15 +95,15 @@ def is_erased(db: Database, key: RecordKey) -> bool:
 _SAVE_DELIVERY = """
 INSERT INTO delivery (target, source, source_id, slot, lane, state, reason, updated_at, desired, revision,
   accepted, accepted_opt_out, target_id, due_at, attempts, error, status, unsure_since, left_out, wanted_at,
-  attempted)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  attempted, inbound_id)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (target, source, source_id) DO UPDATE SET
   slot = excluded.slot, lane = excluded.lane, state = excluded.state, reason = excluded.reason,
   updated_at = excluded.updated_at, desired = excluded.desired, revision = excluded.revision,
   accepted = excluded.accepted, accepted_opt_out = excluded.accepted_opt_out, target_id = excluded.target_id,
   due_at = excluded.due_at, attempts = excluded.attempts, error = excluded.error, status = excluded.status,
   unsure_since = excluded.unsure_since, left_out = excluded.left_out,
-  wanted_at = excluded.wanted_at, attempted = excluded.attempted
+  wanted_at = excluded.wanted_at, attempted = excluded.attempted, inbound_id = excluded.inbound_id
 """
 
 
@@ -124,6 +146,7 @@ def save_delivery(db: Database, delivery: Delivery, lanes: LaneCounts) -> None:
             to_json(dict(delivery.left_out)),
             maybe_iso(delivery.wanted_at),
             None if delivery.attempted is None else to_json(dict(delivery.attempted)),
+            delivery.inbound_id,
         ),
     )
 
@@ -148,6 +171,7 @@ def delivery_of(row: sqlite3.Row) -> Delivery:
         left_out=json.loads(row["left_out"]),
         wanted_at=maybe_moment(row["wanted_at"]),
         attempted=None if row["attempted"] is None else json.loads(row["attempted"]),
+        inbound_id=row["inbound_id"],
     )
 
 
@@ -220,8 +244,9 @@ def save_payload(db: Database, key: bytes, packed: bytes, created_at: str) -> No
     )
 
 
-def add_facts(db: Database, salt: bytes, entries: Iterable[AuditEntry]) -> None:
-    """Append *entries*. Nothing personal is kept of a person who was erased."""
+def add_facts(db: Database, salt: bytes, entries: Collection[AuditEntry]) -> None:
+    """Append *entries*, and count them. Nothing personal is kept of a person who was erased."""
+    totals.count(db, map(totals.of_entry, entries))
     for entry in entries:
         key = None
         if entry.detail is not None and not _of_erased(db, entry):

@@ -1,0 +1,223 @@
+"""Retries of many deliveries at once: their causes, the retry itself, how far it is, and calling it off.
+
+A retry marks contacts to be decided again, as a replay does, and from there its deliveries go the usual way.
+What a live retry has in hand is marked in ``delivery`` (``bulk_id``; ``bulk_open`` until the rules decided it); a
+trigger takes the mark off and counts when a delivery comes to rest, so that counting again is counting the live ones.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from sqlite_utils import Database
+
+from bridge import schedule
+from bridge.model import AuditEntry, RecordKey, State, from_iso, iso
+from bridge.store.codec import maybe_moment
+from bridge.store.looking import Bulk, BulkState, FailureGroup
+from bridge.store.protocol import Filter
+from bridge.store.sqlite.conditions import Conditions
+from bridge.store.sqlite.rows import LaneCounts, add_facts, delivery_of, save_delivery
+
+EXAMPLES = 3
+
+# --- causes ----------------------------------------------------------------------------------------------
+
+_GROUPS = """
+SELECT d.target, d.state, d.error, d.status, d.reason, count(*) AS n, min(d.updated_at) AS oldest,
+  max(d.updated_at) AS newest
+FROM delivery d WHERE d.state IN ('failed', 'ambiguous') AND {matching}
+GROUP BY d.target, d.state, d.error, d.status, d.reason ORDER BY n DESC, newest DESC LIMIT ?
+"""
+_EXAMPLES = """
+SELECT d.source, d.source_id FROM delivery d WHERE d.state IN ('failed', 'ambiguous') AND {matching}
+  AND d.target = ? AND d.state = ? AND d.error IS ? AND d.status IS ? AND d.reason = ?
+ORDER BY d.updated_at DESC LIMIT ?
+"""
+
+
+def failure_groups(db: Database, matching: Conditions, limit: int) -> list[FailureGroup]:
+    rows = db.execute(_GROUPS.format(matching=matching.sql), [*matching.values, limit]).fetchall()
+    return [
+        FailureGroup(
+            target=row["target"],
+            state=State(row["state"]),
+            error=row["error"],
+            status=row["status"],
+            reason=row["reason"],
+            count=row["n"],
+            oldest_at=from_iso(row["oldest"]),
+            newest_at=from_iso(row["newest"]),
+            examples=_examples(db, matching, row),
+        )
+        for row in rows
+    ]
+
+
+def _examples(db: Database, matching: Conditions, group: sqlite3.Row) -> list[RecordKey]:
+    same = [group[name] for name in ("target", "state", "error", "status", "reason")]
+    rows = db.execute(_EXAMPLES.format(matching=matching.sql), [*matching.values, *same, EXAMPLES])
+    return [RecordKey(row["source"], row["source_id"]) for row in rows]
+
+
+# --- starting --------------------------------------------------------------------------------------------
+
+
+def begin(
+    db: Database, salt: bytes, narrowed: Filter, matching: Conditions, what: str, by: str, now: datetime
+) -> int:
+    """Remember a retry that has nothing in hand yet."""
+    started = db.execute("INSERT INTO bulk (at, by, what) VALUES (?, ?, ?)", (iso(now), by, what))
+    row = db.execute(_TO_TAKE.format(chosen="count(*) AS n", matching=matching.sql), matching.values).fetchone()
+    count = row["n"]
+    reason = (
+        f"Asked for by {by}: {count} {'delivery is' if count == 1 else 'deliveries are'} tried again ({what})."
+    )
+    add_facts(
+        db,
+        salt,
+        [AuditEntry(now, "replay", "bulk_requested", reason, source=narrowed.source, target=narrowed.target)],
+    )
+    return int(started.lastrowid or 0)
+
+
+def take_some(
+    db: Database, bulk_id: int, matching: Conditions, now: datetime, limit: int, after: int
+) -> int | None:
+    """Take up to *limit* deliveries behind the row id *after* in hand; return the last, None if that was all."""
+    taking = _TO_TAKE.format(chosen="d.*", matching=matching.sql)
+    rows = db.execute(f"{taking} AND d.id > ? ORDER BY d.id LIMIT ?", [*matching.values, after, limit]).fetchall()
+    for row in rows:
+        person = (row["source"], row["source_id"])
+        marked = db.execute(
+            "UPDATE contact SET replay_at = coalesce(replay_at, ?), asked = 1"
+            " WHERE source = ? AND source_id = ? AND NOT asked",
+            (iso(now), *person),
+        ).rowcount
+        db.execute(
+            "INSERT INTO bulk_item VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (row["id"], bulk_id, *[row[name] for name in _KEPT], marked),
+        )
+        db.execute("UPDATE delivery SET bulk_id = ?, bulk_open = 1 WHERE id = ?", (bulk_id, row["id"]))
+    all_taken = len(rows) < limit
+    db.execute("UPDATE bulk SET total = total + ?, filling = ? WHERE id = ?", (len(rows), not all_taken, bulk_id))
+    return None if all_taken else int(rows[-1]["id"])
+
+
+_TO_TAKE = """
+SELECT {chosen} FROM delivery d WHERE d.state IN ('failed', 'ambiguous') AND d.bulk_id IS NULL AND {matching}
+"""
+_KEPT = ("state", "reason", "error", "status", "attempts", "revision")
+
+
+def decided(db: Database, key: RecordKey) -> None:
+    """The rules decided *key* again: what a retry has in hand of it goes its way."""
+    db.execute(
+        "UPDATE delivery SET bulk_open = 0 WHERE source = ? AND source_id = ? AND bulk_open",
+        (key.source, key.source_id),
+    )
+
+
+# --- calling it off --------------------------------------------------------------------------------------
+
+
+def put_back_some(db: Database, bulk_id: int, lanes: LaneCounts, now: datetime, limit: int) -> int:
+    """Let go of up to *limit* deliveries that are not on their way, as they were before; return how many."""
+    rows = db.execute(
+        "SELECT d.*, b.state AS state_before, b.reason AS reason_before, b.error AS error_before,"
+        " b.status AS status_before, b.attempts AS attempts_before, b.revision AS revision_before, b.marked"
+        " FROM delivery d JOIN bulk_item b ON b.delivery_id = d.id WHERE d.bulk_id = ? AND d.state != 'sending'"
+        " LIMIT ?",
+        (bulk_id, limit),
+    ).fetchall()
+    for row in rows:
+        current = delivery_of(row)
+        if row["bulk_open"]:
+            _unmark(db, current.key, marked=bool(row["marked"]))
+        else:
+            before = replace(
+                current,
+                state=State(row["state_before"]),
+                reason=row["reason_before"],
+                error=row["error_before"],
+                status=row["status_before"],
+                attempts=row["attempts_before"],
+                revision=row["revision_before"],
+            )
+            current = schedule.called_off(current, before, now)
+        _let_go(db, bulk_id, row["id"], current.state)
+        save_delivery(db, current, lanes)
+    return len(rows)
+
+
+def _unmark(db: Database, key: RecordKey, *, marked: bool) -> None:
+    """Nobody asks for *key* any more. It stays to be decided: the rules may have changed meanwhile."""
+    if marked:
+        db.execute("UPDATE contact SET asked = 0 WHERE source = ? AND source_id = ?", (key.source, key.source_id))
+
+
+def _let_go(db: Database, bulk_id: int, delivery_id: int, state: State) -> None:
+    db.execute("UPDATE delivery SET bulk_id = NULL, bulk_open = 0 WHERE id = ?", (delivery_id,))
+    db.execute("DELETE FROM bulk_item WHERE delivery_id = ?", (delivery_id,))
+    db.execute(
+        "INSERT INTO bulk_tally VALUES (?, ?, 1) ON CONFLICT (bulk_id, state) DO UPDATE SET n = n + 1",
+        (bulk_id, state.value),
+    )
+
+
+def end(db: Database, salt: bytes, bulk_id: int, put_back: int, by: str, now: datetime) -> None:
+    """Remember that a retry was called off, after *put_back* deliveries were let go of."""
+    row = db.execute("SELECT what FROM bulk WHERE id = ?", (bulk_id,)).fetchone()
+    db.execute(
+        "UPDATE bulk SET cancelled = 1, filling = 0, ended_at = ?, ended_by = ? WHERE id = ?",
+        (iso(now), by, bulk_id),
+    )
+    reason = (
+        f"Called off by {by}: {put_back} {'delivery is' if put_back == 1 else 'deliveries are'} not tried again "
+        f"({row['what']}); what was being sent already ends as it does."
+    )
+    add_facts(db, salt, [AuditEntry(now, "replay", "bulk_cancelled", reason)])
+
+
+# --- looking ---------------------------------------------------------------------------------------------
+
+
+def bulk(db: Database, bulk_id: int) -> Bulk | None:
+    row = db.execute("SELECT * FROM bulk WHERE id = ?", (bulk_id,)).fetchone()
+    return None if row is None else _bulk_of(db, row)
+
+
+def bulks(db: Database, limit: int) -> Sequence[Bulk]:
+    return [_bulk_of(db, row) for row in db.execute("SELECT * FROM bulk ORDER BY id DESC LIMIT ?", (limit,))]
+
+
+def _bulk_of(db: Database, row: sqlite3.Row) -> Bulk:
+    states: dict[str, int] = {}
+    undecided = 0
+    live = db.execute(
+        "SELECT bulk_open, state, count(*) AS n FROM delivery WHERE bulk_id = ? GROUP BY bulk_open, state",
+        (row["id"],),
+    ).fetchall()
+    for group in live:
+        if group["bulk_open"]:
+            undecided += group["n"]
+        else:
+            states[group["state"]] = group["n"]
+    for group in db.execute("SELECT state, n FROM bulk_tally WHERE bulk_id = ?", (row["id"],)):
+        states[group["state"]] = states.get(group["state"], 0) + group["n"]
+    state = BulkState.CANCELLED if row["cancelled"] else BulkState.RUNNING if live else BulkState.DONE
+    return Bulk(
+        id=row["id"],
+        at=from_iso(row["at"]),
+        by=row["by"],
+        what=row["what"],
+        state=state,
+        total=row["total"],
+        states=states,
+        undecided=undecided,
+        ended_at=None if state is BulkState.RUNNING else maybe_moment(row["ended_at"] or row["at"]),
+        ended_by=row["ended_by"],
+    )

@@ -1,0 +1,276 @@
+"""Running totals of the audit log: counted along with every entry, so that nobody counts the log itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from sqlite_utils import Database
+
+from bridge.model import AuditEntry
+from bridge.store.looking import LATENCY_BOUNDS_MS, Activity, Facets, Histogram, Latency
+from bridge.store.looking import Bar as HistogramBar
+from bridge.store.protocol import Attempt, Filter
+from bridge.store.sqlite.conditions import Conditions
+
+MINUTE_S, HOUR_S, EVER = 60, 3600, 0  # the lengths of a row's span
+MINUTES_FOR = timedelta(days=2)  # longer spans are told in hours
+MINUTES_KEPT = timedelta(days=3)
+DIMENSIONS = ("kind", "outcome", "source", "target", "error", "status")
+ANNOUNCED = "announced"  # of this kind there are totals and no entries
+
+# Monday, 1970-01-05: bars begin at multiples of their length from here, so that a week begins with its Monday.
+ORIGIN_S = 4 * 86_400
+STEPS_S = tuple(
+    [60 * n for n in (1, 2, 5, 10, 15, 30)] + [3600 * n for n in (1, 2, 3, 6, 12)] + [86_400 * n for n in (1, 7)]
+)
+
+# --- counting --------------------------------------------------------------------------------------------
+
+
+def of_entry(entry: AuditEntry) -> tuple[datetime, Activity]:
+    """Return what *entry* adds to the totals, and when."""
+    detail = entry.detail if isinstance(entry.detail, dict) else {}
+    counted = Activity(
+        kind=entry.kind,
+        outcome=entry.outcome,
+        count=1,
+        source=entry.source,
+        target=entry.target,
+        error=entry.error,
+        status=entry.status,
+        calls=len(detail.get("exchanges", ())),
+        duration_ms=entry.duration_ms or 0,
+    )
+    return entry.at, counted
+
+
+def count(db: Database, happened: Iterable[tuple[datetime, Activity]]) -> None:
+    """Add to the totals: one statement for all of a transaction."""
+    sums: dict[tuple[object, ...], list[int]] = {}
+    for moment, one in happened:
+        at = int(moment.timestamp())
+        key = (one.kind, one.outcome, one.source or "", one.target or "", one.error or "", one.status or 0)
+        for step, bucket in ((MINUTE_S, at - at % MINUTE_S), (HOUR_S, at - at % HOUR_S), (EVER, 0)):
+            total = sums.setdefault((step, bucket, *key), [0, 0, 0])
+            total[0] += one.count
+            total[1] += one.calls
+            total[2] += one.duration_ms
+    db.conn.executemany(
+        "INSERT INTO activity VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " n = n + excluded.n, calls = calls + excluded.calls, duration_ms = duration_ms + excluded.duration_ms",
+        [(*key, *total) for key, total in sums.items()],
+    )
+
+
+def count_push(db: Database, target: str, attempt: Attempt) -> None:
+    """Add to how long the target's pushes took, and remember how the last one went."""
+    bound = next((one for one in LATENCY_BOUNDS_MS if attempt.duration_ms <= one), LATENCY_BOUNDS_MS[-1])
+    db.execute(
+        "INSERT INTO latency VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE SET n = n + 1,"
+        " total_ms = total_ms + excluded.total_ms",
+        (target, bound, attempt.duration_ms),
+    )
+    at = attempt.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if attempt.error is None:
+        db.execute(
+            "INSERT INTO target_push (target, last_success_at) VALUES (?, ?)"
+            " ON CONFLICT (target) DO UPDATE SET last_success_at = excluded.last_success_at",
+            (target, at),
+        )
+    else:
+        db.execute(
+            "INSERT INTO target_push (target, last_error_at, last_error, last_error_reason) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (target) DO UPDATE SET last_error_at = excluded.last_error_at,"
+            " last_error = excluded.last_error, last_error_reason = excluded.last_error_reason",
+            (target, at, attempt.error, attempt.reason),
+        )
+
+
+def prune_minutes(db: Database) -> None:
+    """Delete the totals of minutes that are older than anybody asks for."""
+    newest = _newest_minute(db)
+    if newest is not None:
+        before = newest - int(MINUTES_KEPT.total_seconds())
+        db.execute("DELETE FROM activity WHERE step = ? AND bucket < ?", (MINUTE_S, before))
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def activity(db: Database, since: datetime, until: datetime) -> list[Activity]:
+    return _activities(db, _span(db, since, until))
+
+
+def totals(db: Database) -> list[Activity]:
+    conditions = Conditions()
+    conditions.equal({"step": EVER})
+    return _activities(db, conditions)
+
+
+def matching(db: Database, narrowed: Filter) -> dict[tuple[str, ...], int]:
+    """Return how many entries there are of each combination of `DIMENSIONS`, as far as those narrow them."""
+    conditions = _of_dimensions(narrowed)
+    if narrowed.since is None and narrowed.until is None:
+        conditions.equal({"step": EVER})
+    else:
+        conditions.extend(_span(db, narrowed.since or datetime.fromtimestamp(0, UTC), narrowed.until))
+    return {
+        tuple(str(row[name]) for name in DIMENSIONS): int(row["n"])
+        for row in db.execute(_SUMMED.format(conditions=conditions.sql), conditions.values)
+    }
+
+
+def told_by_totals(narrowed: Filter) -> bool:
+    """Say whether *narrowed* is about nothing but what totals are kept of."""
+    return not any(
+        (narrowed.source_id, narrowed.inbound_id is not None, narrowed.field, narrowed.q, narrowed.state)
+    )
+
+
+def facets(db: Database, narrowed: Filter) -> dict[str, Counter[str]]:
+    """Count each dimension of the entries that *narrowed* finds; totals must be enough to tell them."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in DIMENSIONS}
+    for values, n in matching(db, narrowed).items():
+        for name, value in zip(DIMENSIONS, values, strict=True):
+            if value not in {"", "0"}:
+                counts[name][value] += n
+    return counts
+
+
+def as_facets(counts: Mapping[str, Counter[str]], *, complete: bool) -> Facets:
+    return Facets({name: counter.most_common() for name, counter in counts.items()}, complete)
+
+
+def histogram(db: Database, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
+    """Count entries over time; totals must be enough to tell them."""
+    step_s = step_of(since, until, bars)
+    if step_s < HOUR_S and not _has_minutes(db, since):
+        step_s = HOUR_S
+    starts = starts_of(since, until, step_s)
+    conditions = _of_dimensions(narrowed)
+    conditions.equal({"step": MINUTE_S if step_s < HOUR_S else HOUR_S})
+    if starts:
+        conditions.add("bucket >= ? AND bucket < ?", starts[0], starts[-1] + step_s)
+    counts: dict[int, dict[str, int]] = {start: {} for start in starts}
+    rows = db.execute(_BARS.format(conditions=conditions.sql), [ORIGIN_S, step_s, *conditions.values])
+    for row in rows:
+        if row["start"] in counts:
+            counts[row["start"]][row["outcome"]] = row["n"]
+    return as_histogram(step_s, counts, complete=True)
+
+
+def as_histogram(step_s: int, counts: Mapping[int, Mapping[str, int]], *, complete: bool) -> Histogram:
+    bars = [HistogramBar(datetime.fromtimestamp(start, UTC), counted) for start, counted in counts.items()]
+    return Histogram(step_s, bars, complete)
+
+
+def step_of(since: datetime, until: datetime, bars: int) -> int:
+    """Return the shortest round step, in seconds, of which at most *bars* are needed."""
+    for step_s in STEPS_S:
+        if len(_range(since, until, step_s)) <= bars:
+            return step_s
+    weeks = 2
+    while len(_range(since, until, weeks * STEPS_S[-1])) > max(bars, 2):
+        weeks *= 2
+    return weeks * STEPS_S[-1]
+
+
+def starts_of(since: datetime, until: datetime, step_s: int) -> list[int]:
+    """Return when each step between *since* and *until* begins, in Unix time."""
+    return list(_range(since, until, step_s))
+
+
+def start_of(moment: datetime, step_s: int) -> int:
+    at = int(moment.timestamp())
+    return at - (at - ORIGIN_S) % step_s
+
+
+def _range(since: datetime, until: datetime, step_s: int) -> range:
+    return range(start_of(since, step_s), _ceiling(until), step_s)
+
+
+def _ceiling(moment: datetime) -> int:
+    """Return the Unix time of the first full second that is not before *moment*."""
+    return -int(-moment.timestamp() // 1)
+
+
+def latencies(db: Database) -> list[Latency]:
+    found: dict[str, dict[int, int]] = {}
+    sums: Counter[str] = Counter()
+    for row in db.execute("SELECT * FROM latency ORDER BY target"):
+        found.setdefault(row["target"], dict.fromkeys(LATENCY_BOUNDS_MS, 0))[row["bucket_ms"]] = row["n"]
+        sums[row["target"]] += row["total_ms"]
+    return [Latency(target, counts, sums[target]) for target, counts in found.items()]
+
+
+_SUMMED = """
+SELECT kind, outcome, source, target, error, status, sum(n) AS n, sum(calls) AS calls,
+  sum(duration_ms) AS duration_ms
+FROM activity WHERE {conditions} GROUP BY kind, outcome, source, target, error, status
+"""
+_BARS = """
+SELECT bucket - (bucket - ?) % ? AS start, outcome, sum(n) AS n FROM activity WHERE {conditions} GROUP BY 1, 2
+"""
+
+
+def _activities(db: Database, conditions: Conditions) -> list[Activity]:
+    rows = db.execute(_SUMMED.format(conditions=conditions.sql), conditions.values).fetchall()
+    return [
+        Activity(
+            kind=row["kind"],
+            outcome=row["outcome"],
+            count=row["n"],
+            source=row["source"] or None,
+            target=row["target"] or None,
+            error=row["error"] or None,
+            status=row["status"] or None,
+            calls=row["calls"],
+            duration_ms=row["duration_ms"],
+        )
+        for row in rows
+    ]
+
+
+def _of_dimensions(narrowed: Filter) -> Conditions:
+    conditions = Conditions()
+    conditions.equal({f"+{name}": getattr(narrowed, name) for name in DIMENSIONS})
+    conditions.add("kind != ?", ANNOUNCED)
+    return conditions
+
+
+def _span(db: Database, since: datetime, until: datetime | None) -> Conditions:
+    """Narrow to the rows of a span: minutes where they are kept, else hours; its ends are rounded to theirs."""
+    short = until is not None and until - since <= MINUTES_FOR
+    step = MINUTE_S if short and _has_minutes(db, since) else HOUR_S
+    conditions = Conditions()
+    conditions.equal({"step": step})
+    conditions.add("bucket >= ?", int(since.timestamp()) // step * step)
+    if until is not None:
+        conditions.add("bucket < ?", _ceiling(until))
+    return conditions
+
+
+def _has_minutes(db: Database, since: datetime) -> bool:
+    newest = _newest_minute(db)
+    return newest is not None and since.timestamp() >= newest - MINUTES_KEPT.total_seconds()
+
+
+def _newest_minute(db: Database) -> int | None:
+    row = db.execute("SELECT max(bucket) AS newest FROM activity WHERE step = ?", (MINUTE_S,)).fetchone()
+    newest: int | None = row["newest"]
+    return newest
+
+
+def rarest(db: Database, narrowed: Filter, names: Sequence[str]) -> str | None:
+    """Return that of the dimensions *names* whose value in *narrowed* the fewest entries have."""
+    given = [name for name in names if getattr(narrowed, name) is not None]
+    if len(given) < 2:
+        return given[0] if given else None
+    counts = dict.fromkeys(given, 0)
+    for row in db.execute("SELECT * FROM activity WHERE step = ?", (EVER,)):
+        for name in given:
+            if row[name] == getattr(narrowed, name):
+                counts[name] += row["n"]
+    return min(given, key=lambda name: counts[name])
