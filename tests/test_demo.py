@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.following import Terminal, marked, open_terminal
 from tests.processes import until
 
 DEMO = [sys.executable, "-m", "bridge", "demo"]
@@ -96,7 +97,11 @@ def read_until(terminal: int, wanted: bytes) -> bytes:
     return shown
 
 
-def test_on_a_terminal_it_stays_for_the_person_who_looks_on(folder: Path) -> None:
+def test_on_a_terminal_it_stays_for_the_person_who_looks_on(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """That person follows docs/quickstart.md, and then makes a backup, as docs/operating.md says."""
+    home = tmp_path_factory.mktemp("home")
     with on_a_terminal() as (running, terminal):
         shown = read_until(terminal, b"It keeps running until you press Ctrl-C")
         assert b"Everything came out as it should." in shown
@@ -109,12 +114,25 @@ def test_on_a_terminal_it_stays_for_the_person_who_looks_on(folder: Path) -> Non
         assert sent.returncode == 0, sent.stderr
         assert '"accepted"' in sent.stdout
         read_until(terminal, b"Your Name (shop)")
+        with open_terminal(home, TMPDIR=str(folder)) as second:
+            second.follow("quickstart.md")
+            take_home(second, stage)
         running.send_signal(signal.SIGINT)
         running.send_signal(signal.SIGINT)  # impatience changes nothing
         read_until(terminal, b"everything was taken away")
         assert running.wait(60) == 0
     assert list(folder.iterdir()) == []
     assert descendants() == set()
+
+
+def take_home(terminal: Terminal, stage: Path) -> None:
+    """Back the demo's database up while bridge runs, and restore it elsewhere, as docs/operating.md says."""
+    back_up, restore = (block for block, _ in marked("operating.md"))
+    terminal.type(f"ln -s {stage} data")
+    terminal.type(back_up)
+    terminal.type("rm data; export DATABASE_URL=sqlite:///data/bridge.db")
+    assert "up to date" in terminal.type(restore)
+    assert "7001" in terminal.type("bridge export deliveries --state opted_out --target sms")
 
 
 def test_ctrl_c_before_the_end_is_no_success(folder: Path) -> None:

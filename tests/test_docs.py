@@ -8,6 +8,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -73,6 +74,7 @@ def test_every_filter_has_an_example() -> None:
 # --- logs ----------------------------------------------------------------------------------------------------
 
 
+@cache
 def events() -> dict[str, set[str]]:
     """Return each event that the code logs, with the names of the facts that it may have."""
     found: dict[str, set[str]] = {}
@@ -105,6 +107,19 @@ IDS_AND_COUNTS = {
 
 def test_an_event_has_ids_and_counts_only() -> None:
     assert {fact for facts in events().values() for fact in facts} <= IDS_AND_COUNTS
+
+
+# --- errors --------------------------------------------------------------------------------------------------
+
+
+def test_every_class_of_error_is_in_the_glossary() -> None:
+    parts = ["errors.py", "outbound.py", "worker.py", "targets", "pipeline"]
+    files = [
+        file for part in parts for file in ((ROOT / "bridge").glob(f"{part}/**/*.py" if "." not in part else part))
+    ]
+    raised = {name for file in files for name in re.findall(r'\bcode ?= ?"([a-z_]+)"', file.read_text("utf-8"))}
+    listed = [code(name) for name, *_ in table(DOCS / "glossary.md", "errors")]
+    assert listed == sorted(raised)
 
 
 # --- links ---------------------------------------------------------------------------------------------------
