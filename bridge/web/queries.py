@@ -132,6 +132,8 @@ class AuditQuery(Span, Paging):
     source_id: Text | None = None
     target: Text | None = None
     error: Text | None = None
+    status: Annotated[int | None, Field(ge=100, le=599, description="HTTP status that a target answered.")] = None
+    field: Annotated[Text | None, Field(description="The name of a field that it was about.")] = None
     inbound: Annotated[RowId | None, Field(description="The id of an inbound.")] = None
     q: Annotated[Text | None, Field(description="Text to look for.")] = None
 
@@ -143,6 +145,8 @@ class AuditQuery(Span, Paging):
             source_id=self.source_id,
             target=self.target,
             error=self.error,
+            status=self.status,
+            field=self.field,
             inbound_id=self.inbound,
             since=self.since,
             until=self.until,

@@ -52,7 +52,8 @@ function move(by) {
   const next = rows[Math.min(rows.length - 1, Math.max(0, at < 0 ? 0 : at + by))];
   rows[at]?.classList.remove("current");
   next.classList.add("current");
-  one("a", next)?.focus();
+  // The link that leads where the row leads, for Enter on a link is the link's.
+  (all("a", next).find((link) => link.getAttribute("href") === next.dataset.href) ?? one("a", next))?.focus();
   next.scrollIntoView({ block: "nearest" });
 }
 
@@ -89,6 +90,19 @@ document.addEventListener("click", (event) => {
   const row = target.closest("tr[data-href]");
   const own = target.closest("a, button, input, label, summary, pre, select");
   if (row && !own && !String(getSelection())) location.href = row.dataset.href;
+});
+
+// --- lists that drop down -------------------------------------------------------------------------------------
+
+// <details class="drop"> closes when somebody goes on elsewhere.
+document.addEventListener("click", (event) => {
+  for (const drop of all("details.drop[open]")) if (!drop.contains(event.target)) drop.open = false;
+});
+document.addEventListener("keydown", (event) => {
+  const drop = event.key === "Escape" && one("details.drop[open]");
+  if (!drop) return;
+  drop.open = false;
+  one("summary", drop).focus();
 });
 
 // --- a live list ---------------------------------------------------------------------------------------------
@@ -162,8 +176,14 @@ function pickRange(box) {
   };
   svg.addEventListener("pointerdown", (event) => { if (event.button === 0) start = event.clientX; });
   svg.addEventListener("dragstart", (event) => event.preventDefault());
-  addEventListener("pointermove", (event) => { if (start !== null && Math.abs(event.clientX - start) > 4) draw(start, event.clientX); });
-  addEventListener("pointerup", (event) => {
+  // The chart listens itself, not the window: a live list brings a new one every few seconds.
+  svg.addEventListener("pointermove", (event) => {
+    if (start === null || (!picked && Math.abs(event.clientX - start) <= 4)) return;
+    svg.setPointerCapture(event.pointerId);
+    draw(start, event.clientX);
+  });
+  svg.addEventListener("pointercancel", () => { start = null; picked?.remove(); picked = null; });
+  svg.addEventListener("pointerup", (event) => {
     if (start === null) return;
     const [from, to] = [Math.min(start, event.clientX), Math.max(start, event.clientX)];
     start = null;

@@ -9,11 +9,15 @@ from flask import Blueprint, Flask, Response, abort, request, send_from_director
 from flask.typing import ResponseReturnValue
 
 from bridge.web import problem
-from bridge.web.pages import access, account
+from bridge.web.pages import access, account, audit, exporting
 from bridge.web.pages.site import Site, set_up
 
 # Everything that may be seen only by who is signed in. A page is a module and a line here.
-PAGES: tuple[Callable[[Site], Blueprint], ...] = (account.blueprint,)
+PAGES: tuple[Callable[[Site], Blueprint], ...] = (
+    account.blueprint,
+    audit.blueprint,
+    exporting.blueprint,
+)
 
 MACHINES = ("/api/", "/hooks/", "/healthz", "/readyz", "/metrics", "/assets/")  # they read no HTML
 FOREVER = "public, max-age=31536000, immutable"

@@ -6,7 +6,8 @@ of the request, and every link on it is that address with something changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 from werkzeug.datastructures import MultiDict
 
 from bridge.web.pages.words import absolute
+from bridge.web.problem import HttpProblem
 from bridge.web.queries import Span
 
 SPANS: Mapping[str, timedelta] = {
@@ -34,6 +36,8 @@ PRESETS: Mapping[str, str] = {
 }
 NO_FILTERS = ("cursor", "limit")  # where one is in a list; a changed filter begins at its newest page
 TIME = ("within", "from", "to")
+
+Word = Callable[[str], str]  # how a value is said
 
 
 class Within(Span):
@@ -143,7 +147,7 @@ def dimension(
     name: str,
     title: str,
     values: Iterable[tuple[str, int | None]],
-    word: Callable[[str], str] = str,
+    word: Word = str,
 ) -> Dimension:
     """Return the parameter *name* as a `Dimension` with *values* and their counts, said with *word*."""
     chosen = address.query.get(name, "")
@@ -152,7 +156,7 @@ def dimension(
         for value, count in values
         if value
     ]
-    return Dimension(title, word(chosen) if chosen else "", address.url(**{name: None}), choices)
+    return Dimension(title, word(chosen) if chosen else "", address.url("", **{name: ""}), choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +181,17 @@ def times(address: Address, period: Period) -> Times:
 
 def _local(moment: datetime | None) -> str:
     return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+# --- places in a list ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def known_place(cursor: str | None) -> Iterator[None]:
+    """Tell whoever follows a link with a made-up or broken *cursor*; the store cannot read it."""
+    try:
+        yield
+    except (ValueError, OverflowError):
+        if cursor is None:
+            raise
+        raise HttpProblem(400, "This link leads to no place in the list. Begin at the newest entry.") from None
