@@ -197,7 +197,7 @@ def _play(folder: Path, platforms: Platforms) -> Template:
 def _tell(bench: Bench, number: int, *, kind: str = "changed", **fields: Any) -> None:
     at = utc_now()
     body = webhook(
-        kind, person(number, name=f"Person {number}", **fields) if kind == "changed" else person(number), at
+        kind, person(number, **{"name": f"Person {number}", **fields}) if kind == "changed" else person(number), at
     )
     bench.receive(signed(bench.config, body, f"msg_{number}_{at.timestamp()}"))
 
