@@ -16,7 +16,10 @@ import difflib
 import inspect
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -32,6 +35,7 @@ from jinja2.tests import TESTS
 from jinja2.utils import missing, pass_context
 
 from bridge import values
+from bridge.errors import BridgeError
 from bridge.model import Value
 from bridge.values import MAX_DIGITS, MAX_TEXT, BadValue
 
@@ -99,7 +103,7 @@ class Expression:
             return Result(_plain(found))
         except _NotKnown as error:
             return Result(unknown=str(error))
-        except BadValue:
+        except (BadValue, TooMuch):
             raise
         except RecursionError as error:
             raise BadValue("The value is nested too deeply.") from error
@@ -114,6 +118,47 @@ class Expression:
 
     def __str__(self) -> str:
         return self.text
+
+
+# --- how much may be computed ------------------------------------------------------------------------------------
+
+
+class TooMuch(BridgeError):
+    """More is asked for than `within` allows."""
+
+
+@dataclass
+class _Allowance:
+    """What is left for all expressions together. Once it is spent, every further step says so."""
+
+    size: int
+    until: float  # by `time.monotonic`
+
+    def spend(self, size: int) -> None:
+        self.size -= size
+        if self.size < 0 or time.monotonic() > self.until:
+            self.size = -1
+            raise TooMuch(
+                "These expressions compute more than may be computed at once. Nothing was looked at further."
+            )
+
+
+_ALLOWANCE: ContextVar[_Allowance | None] = ContextVar("allowance", default=None)
+
+
+@contextmanager
+def within(size: int, seconds: float) -> Iterator[None]:
+    """Let expressions of this thread compute no more than this, altogether: for whoever wrote one just now.
+
+    *size* is of characters and entries that steps handle. Each step is bounded by `MAX_SIZE` anyway; but an
+    expression can have many steps, and there can be many expressions. Raises `TooMuch` inside when nothing is
+    left.
+    """
+    token = _ALLOWANCE.set(_Allowance(size, time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _ALLOWANCE.reset(token)
 
 
 # --- what is not known -------------------------------------------------------------------------------------------
@@ -169,9 +214,23 @@ def _walk(variables: Any, path: tuple[str, ...]) -> Any:
 
 def _plain(value: Any) -> Any:
     """Return *value* as plain data that is finite and not too large: no nulls, no generators, no markup."""
+    allowance = _ALLOWANCE.get()
+    if allowance is not None:
+        return _allowed(value, allowance)
     if type(value) is str and len(value) < MAX_SIZE:
         return value
     return _copy(value, [MAX_SIZE], MAX_DEPTH)
+
+
+def _allowed(value: Any, allowance: _Allowance) -> Any:
+    """Return *value* as `_plain` does, and take what it costs from *allowance*."""
+    allowance.spend(1)
+    budget = [min(MAX_SIZE, allowance.size)]
+    before = budget[0]
+    try:
+        return _copy(value, budget, MAX_DEPTH)
+    finally:
+        allowance.spend(before - budget[0])
 
 
 def _copy(value: Any, budget: list[int], depth: int) -> Any:
@@ -235,6 +294,7 @@ _OF_TEXT = _words(
     "wordcount"
 )
 _WITH_WIDTH = frozenset({"center", "indent", "truncate", "batch", "slice", "round"})
+_WITH_TEST = frozenset({"select", "reject", "selectattr", "rejectattr"})
 _METHODS: Mapping[type, frozenset[str]] = {
     str: _words(
         "capitalize casefold center count endswith find index isalnum isalpha isascii isdecimal isdigit islower "
@@ -267,6 +327,9 @@ def _bound(step: str, arguments: list[Any], named: Mapping[str, Any]) -> None:
         _within(len(first) * len(str(others[0])))
     if step == "format" and (not isinstance(first, str) or re.search(r"\*|[0-9]{3}", first)):
         raise BadValue("The format in the rule asks for too wide a text.")
+    if step in _WITH_TEST and isinstance(first, list):
+        # Each entry may be looked for in all of another list.
+        _within(len(first) * max((len(o) for o in others if isinstance(o, str | list | dict)), default=0))
     if step == "sum" and any(isinstance(other, list) for other in others):
         raise BadValue("Only numbers can be summed up.")
 
@@ -324,7 +387,17 @@ def _truth(value: Any) -> Any:
     return False if isinstance(value, str) and values.says_no(value) else value
 
 
-_KNOWN, _TRUTH = " known", " truth"  # filters that no expression can name
+def _joined(parts: list[Any]) -> str:
+    """Return *parts* one behind the other: the operator ``~``, which has no bound of its own."""
+    texts, size = [], 0
+    for part in parts:
+        texts.append(str(_known(part)))
+        size += len(texts[-1])
+        _within(size)
+    return str(_plain("".join(texts)))
+
+
+_KNOWN, _TRUTH, _JOINED = " known", " truth", " joined"  # filters that no expression can name
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -333,12 +406,13 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
     def __init__(self) -> None:
-        super().__init__(undefined=_Unknown, autoescape=False)
+        # Jinja would try to compute what is constant again and again: cubic in the depth of an expression.
+        super().__init__(undefined=_Unknown, autoescape=False, optimized=False)
         self.globals.clear()
         lenient = {name: FILTERS[name] for name in ("default", "d")}
         strict = {name: f for name, f in FILTERS.items() if name not in _LEFT_OUT and name not in lenient}
         self.filters = {name: _guarded(name, f) for name, f in {**strict, **CONTACT_FILTERS}.items()} | lenient
-        self.filters |= {_KNOWN: _known, _TRUTH: _truth}
+        self.filters |= {_KNOWN: _known, _TRUTH: _truth, _JOINED: _joined}
         self.tests = {name: test for name, test in TESTS.items() if name not in _LEFT_OUT_TESTS}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -546,6 +620,8 @@ def _settle(node: Any, *, negated: bool = False, condition: bool = False) -> Any
         node.expr2 = _settle(other, negated=negated, condition=condition)
     else:
         _settle_parts(node)
+        if isinstance(node, nodes.Concat):
+            node = _through(_JOINED, nodes.List(node.nodes, lineno=node.lineno))
         if isinstance(node, nodes.Compare) and any(o.op in _TRUE_OF_UNKNOWN[negated] for o in node.ops):
             node.expr = _through(_KNOWN, node.expr)
             for operand in node.ops:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.expressions import Expression, Result
+from bridge.expressions import Expression, Result, TooMuch, within
 from bridge.values import BadValue
 
 
@@ -282,3 +282,69 @@ def test_threads_share_an_expression() -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda n: expression.evaluate({"a": n, "b": f"x{n}"}), range(500)))
     assert found == [f"{n}-X{n}" for n in range(500)]
+
+
+# --- written by somebody who means harm: the playground lets everybody write expressions ---------------------
+
+DATA = {
+    "x": "a" * 60_000,
+    "l": [str(number) for number in range(100_000)],
+    "t": "<!---->" * 9_000,
+    "e": "a@" * 30_000,
+}
+HOSTILE = {
+    "a chain of filters takes no cubic time to compile": "x" + "|trim" * 140,
+    "a deep chain": "l" + "|list" * 600,
+    "joining the same long text": "x" + " ~ x" * 900,
+    "printing a long list": " ~ ".join(["(l+l)"] * 400),
+    "many long lists at once": "[" + ",".join(["l+l"] * 700) + "]",
+    "a list looked for in a list": "l|map('upper')|reject('in', l)|list|length",
+    "sorting": "l" + "|sort|reverse|list" * 40,
+    "comparing": "(l == l)" + " and (l+['a'] == l+['a'])" * 60,
+    "growing entries": "l|map('replace','1','aaaaaaaaaaaa')|map('replace','a','aaaaaaaaaaaaaaaaaaaa')|list",
+    "padding": "'a'|center(1000)|list|map('center', 1000)|join|list|map('center', 1000)|join",
+    "stripping tags": "t" + "|striptags" * 60,
+    "no address": "e" + "|email" * 60,
+    "no phone number": "x" + "|e164" * 60,
+    "powers": "((10**29)**64)**64",
+    "brackets": "(" * 1500 + "x" + ")" * 1500,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_no_expression_takes_long_within_an_allowance(text: str) -> None:
+    began = time.perf_counter()
+    try:
+        with within(1_000_000, seconds=1.0):
+            Expression.compile(text).result(DATA)
+    except (BadValue, TooMuch, ValueError) as error:
+        assert "aaa" not in str(error)
+    assert time.perf_counter() - began < 3, "well over the second that it was given, on a machine that is busy"
+
+
+def test_an_allowance_is_for_all_expressions_together_and_stays_spent() -> None:
+    expression = Expression.compile("x | upper")
+    with within(10_000, seconds=60):
+        assert expression.evaluate({"x": "ab"}) == "AB"
+        with pytest.raises(TooMuch):
+            expression.evaluate(DATA)
+        with pytest.raises(TooMuch):
+            expression.evaluate({"x": "ab"})
+    assert expression.evaluate({"x": "ab"}) == "AB"
+
+
+def test_time_is_allowed_too() -> None:
+    with within(10_000, seconds=0), pytest.raises(TooMuch):
+        Expression.compile("x | upper").evaluate({"x": "ab"})
+
+
+def test_what_is_joined_is_no_longer_than_anything_else() -> None:
+    assert Expression.compile("a ~ 1 ~ ['b'] ~ true").evaluate({"a": "x"}) == "x1['b']True"
+    with pytest.raises(BadValue, match="too large"):
+        Expression.compile("x" + " ~ x" * 200).evaluate(DATA)
+
+
+def test_a_list_is_not_looked_for_in_another_that_is_as_long() -> None:
+    with pytest.raises(BadValue, match="too large"):
+        Expression.compile("l | select('in', l) | list").evaluate(DATA)
+    assert Expression.compile("['a', 'b'] | select('in', ['b']) | list").evaluate({}) == ["b"]
