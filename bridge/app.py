@@ -71,7 +71,8 @@ def create_app(
 
     # Through a proxy on this machine, everybody comes from loopback.
     metrics_bound_to = "" if config.bridge.trusted_proxies else bound_to
-    app.register_blueprint(health.blueprint(store, guard, metrics_bound_to, clock, trouble))
+    bursts = {name: one.burst for name, one in config.targets.items()}
+    app.register_blueprint(health.blueprint(store, guard, metrics_bound_to, clock, trouble, bursts))
     app.register_blueprint(api.blueprint(api.Api(config, store, ring, clock, trouble), guard))
     app.register_blueprint(openapi.blueprint(config.bridge.public_url))
 

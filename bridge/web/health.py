@@ -1,26 +1,24 @@
-"""Is bridge alive, is it able to work, and how much does it do: for load balancers, alarms and Prometheus."""
+"""Is bridge alive, and is it able to work: for load balancers and alarms. What it does is in `metrics`."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from flask import Blueprint, Response
 from flask.typing import ResponseReturnValue
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from bridge.errors import StoreUnavailable
 from bridge.model import utc_now
 from bridge.store.group_commit import Trouble
 from bridge.store.protocol import Health, Store
 from bridge.web.guard import Guard
+from bridge.web.metrics import StoreCollector, seconds_since
 
 WORKER_FRESH_S = 30.0  # it beats every ten seconds
 TROUBLE_FRESH_S = 30.0  # a failed write is believed for so long; then it is tried anew
@@ -48,14 +46,16 @@ def blueprint(
     bound_to: str,
     clock: Callable[[], datetime] = utc_now,
     trouble: Callable[[], str] = nothing_known,
+    bursts: Mapping[str, int] | None = None,
 ) -> Blueprint:
     """Return ``/healthz``, ``/readyz`` and ``/metrics``.
 
     *bound_to*: the address that the server listens at. *trouble* says why nothing can be written, "" when it can.
+    *bursts*: how many calls each target takes at once.
     """
     health = Blueprint("health", __name__)
     registry = CollectorRegistry()
-    registry.register(StoreCollector(store, clock, trouble))
+    registry.register(StoreCollector(store, bursts or {}, clock, trouble))
     metrics_are_open = _loopback(bound_to)
 
     @health.get("/healthz")
@@ -131,7 +131,7 @@ def _worker(seen: Health, now: datetime) -> Check:
     if seen.worker_seen_at is None:
         detail = "No worker ever ran: webhooks are stored, but nothing is sent. Start one with: bridge worker."
         return Check("worker", ok=False, detail=detail)
-    age_s = _age_s(seen.worker_seen_at, now)
+    age_s = seconds_since(seen.worker_seen_at, now)
     if seen.worker_seen_at > now and not worker_alive(seen, now):
         detail = "The worker was last seen at a moment that is yet to come: a clock was wrong, and no worker runs."
         return Check("worker", ok=False, detail=detail)
@@ -147,12 +147,8 @@ def _worker(seen: Health, now: datetime) -> Check:
 def _late(name: str, what: str, nothing: str, since: datetime | None, now: datetime) -> Check:
     if since is None:
         return Check(name, ok=True, detail=nothing, age_s=0.0)
-    age_s = _age_s(since, now)
+    age_s = seconds_since(since, now)
     return Check(name, ok=age_s <= LATE_S, detail=f"{what} has waited for {age_s:.0f} seconds.", age_s=age_s)
-
-
-def _age_s(moment: datetime, now: datetime) -> float:
-    return round(max(0.0, (now - moment).total_seconds()), 3)
 
 
 def _loopback(host: str) -> bool:
@@ -164,72 +160,3 @@ def _loopback(host: str) -> bool:
 
 def _json(body: object, status: int) -> Response:
     return Response(json.dumps(body), status, {"Cache-Control": "no-store"}, content_type="application/json")
-
-
-class StoreCollector(Collector):
-    """Metrics as the database has them, so that every web process on every machine tells the same."""
-
-    def __init__(
-        self,
-        store: Store,
-        clock: Callable[[], datetime] = utc_now,
-        trouble: Callable[[], str] = nothing_known,
-    ) -> None:
-        self._store = store
-        self._clock = clock
-        self._trouble = trouble
-
-    def describe(self) -> list[Metric]:
-        """Name nothing in advance: the registry would ask the store at start-up otherwise."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        now = self._clock()
-        up = GaugeMetricFamily("bridge_database_up", "1 when the database answers and takes what is written.")
-        try:
-            seen = self._store.health(now)
-        except StoreUnavailable:
-            up.add_metric([], 0)
-            yield up
-            return
-        up.add_metric([], 0 if self._trouble() else 1)
-        yield up
-        yield from _counts(seen)
-        yield from _ages(seen, now)
-
-
-def _counts(seen: Health) -> Iterator[Metric]:
-    inbound = GaugeMetricFamily("bridge_inbound", "Stored webhooks by what became of them.", labels=["outcome"])
-    for outcome, count in sorted(seen.inbound.items()):
-        inbound.add_metric([outcome], count)
-    yield inbound
-    deliveries = GaugeMetricFamily(
-        "bridge_deliveries", "Contacts of a target by the state of their delivery.", labels=["target", "state"]
-    )
-    for (target, state), count in sorted(seen.deliveries.items()):
-        deliveries.add_metric([target, state], count)
-    yield deliveries
-    refused = CounterMetricFamily("bridge_refused", "Requests that failed verification.", labels=["source"])
-    unprocessed = GaugeMetricFamily("bridge_unprocessed", "Webhooks that wait.", labels=["source"])
-    for source in seen.sources:
-        refused.add_metric([source.source], source.refused)
-        unprocessed.add_metric([source.source], source.unprocessed)
-    yield refused
-    yield unprocessed
-    targets = GaugeMetricFamily("bridge_target_open", "1 when the target takes deliveries.", labels=["target"])
-    for one in seen.targets:
-        targets.add_metric([one.target], float(one.mode == "open"))
-    yield targets
-
-
-def _ages(seen: Health, now: datetime) -> Iterator[Metric]:
-    ages = (
-        ("bridge_oldest_due_seconds", "Age of the oldest delivery that may be sent.", seen.oldest_due_at),
-        ("bridge_oldest_unprocessed_seconds", "Age of the oldest waiting webhook.", seen.oldest_unprocessed_at),
-    )
-    for name, help_text, since in ages:
-        yield GaugeMetricFamily(name, help_text, value=_age_s(since, now) if since else 0.0)
-    # Without any heartbeat the series is absent rather than zero: absence is what an alarm can see.
-    if seen.worker_seen_at is not None:
-        age_s = _age_s(seen.worker_seen_at, now)
-        yield GaugeMetricFamily("bridge_worker_seen_seconds", "Age of the worker's heartbeat.", value=age_s)
