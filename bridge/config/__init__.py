@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from bridge.config.environment import Environment
 from bridge.config.model import BridgeSettings, Config, SourceConnection, TargetConnection
-from bridge.config.reader import find, load
+from bridge.config.reader import Routes, find, load, read_routes
 
-__all__ = ["BridgeSettings", "Config", "Environment", "SourceConnection", "TargetConnection", "find", "load"]
+__all__ = [
+    "BridgeSettings",
+    "Config",
+    "Environment",
+    "Routes",
+    "SourceConnection",
+    "TargetConnection",
+    "find",
+    "load",
+    "read_routes",
+]

@@ -257,7 +257,7 @@ def variables(value: Any) -> frozenset[str]:
     if isinstance(value, list):
         return frozenset[str]().union(*(variables(part) for part in value))
     found = _VARIABLE.finditer(value) if isinstance(value, str) else ()
-    return frozenset(match["braced"] or match["bare"] for match in found) - {None}
+    return frozenset(name for match in found if (name := match["braced"] or match["bare"]))
 
 
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<bare>[A-Za-z_][A-Za-z0-9_]*))")
