@@ -60,8 +60,8 @@ class Histogram:
 class Facets:
     """For each dimension its values with their counts, most frequent first.
 
-    They are ``source``, ``target``, ``outcome``, ``error``, ``status``, ``kind`` and ``field``. A changed ``field``
-    is always counted in the newest thousand of the entries that match.
+    They are ``source``, ``target``, ``outcome``, ``error``, ``status``, ``kind`` and ``field``: a changed field is
+    always counted in the newest thousand of the entries that match.
     """
 
     values: Mapping[str, Sequence[tuple[str, int]]]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from sqlite_utils import Database
 
-from bridge.model import iso
+from bridge.model import AuditEntry, Outcome, iso
 from bridge.store.codec import maybe_iso, to_json
 from bridge.store.protocol import NewInbound, Received, Refusal
-from bridge.store.sqlite.rows import digest
+from bridge.store.sqlite.rows import add_facts, digest
 
 REFUSALS_KEPT = 200  # of each source
 
@@ -62,12 +62,29 @@ def receive(db: Database, requests: Sequence[Prepared]) -> list[Received]:
     _insert_many(db, _PAYLOAD, [_payload_row(request) for _, request, _ in fresh])
     _insert_many(db, _INBOUND, [_inbound_row(inbound_id, request) for inbound_id, request, _ in fresh])
     _insert_many(db, _EVENT_KEY, [(key, inbound_id) for inbound_id, _, new in fresh for key in new])
+    add_facts(db, b"", [_fact(inbound_id, request.inbound) for inbound_id, request, _ in fresh if _ended(request)])
     for request, one in zip(requests, received, strict=True):
         if one.duplicate:
             db.execute("UPDATE inbound SET repeats = repeats + 1 WHERE id = ?", (one.id,))
             _count(db, "inbound", request.inbound.source, "duplicate", 1)
     _note_sources(db, requests)
     return received
+
+
+def _ended(request: Prepared) -> bool:
+    """Say whether nothing is to be processed: what came to nothing is told right here."""
+    return request.inbound.outcome is not Outcome.ACCEPTED
+
+
+def _fact(inbound_id: int, inbound: NewInbound) -> AuditEntry:
+    return AuditEntry(
+        at=inbound.received_at,
+        kind="inbound",
+        outcome=inbound.outcome.value,
+        reason=inbound.reason,
+        source=inbound.source,
+        inbound_id=inbound_id,
+    )
 
 
 _PAYLOAD = (

@@ -2,7 +2,7 @@
 
 A retry marks contacts to be decided again, as a replay does, and from there its deliveries go the usual way.
 What a live retry has in hand is marked in ``delivery`` (``bulk_id``; ``bulk_open`` until the rules decided it); a
-trigger takes the mark off and counts when a delivery comes to rest, so that counting again is counting the live ones.
+trigger takes the mark off and counts when a delivery comes to rest, so that only the live ones are counted anew.
 """
 
 from __future__ import annotations

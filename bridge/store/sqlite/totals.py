@@ -57,6 +57,8 @@ def count(db: Database, happened: Iterable[tuple[datetime, Activity]]) -> None:
             total[0] += one.count
             total[1] += one.calls
             total[2] += one.duration_ms
+    if not sums:
+        return
     db.conn.executemany(
         "INSERT INTO activity VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
         " n = n + excluded.n, calls = calls + excluded.calls, duration_ms = duration_ms + excluded.duration_ms",
