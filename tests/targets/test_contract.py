@@ -1,13 +1,15 @@
-"""What every target adapter keeps, on its strict fake, under every setting of every switch.
+"""What every target adapter keeps, on its strict fake, under every setting of every switch that can matter.
 
 A new platform gets these tests by adding its harness to `HARNESSES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -28,20 +30,37 @@ HARNESSES: tuple[Any, ...] = (
 MISSING_ID = "00000000-0000-4000-8000-000000000000"  # the form of Artu's ids, and nobody's on any platform
 
 
-def settings() -> Iterator[Any]:
-    """Yield each harness with its defaults, and with each other value of each switch."""
-    for harness in HARNESSES:
-        yield pytest.param((harness, {}), id=harness.title)
-        for switch, values in harness.switches.items():
-            for value in values[1:]:
-                yield pytest.param((harness, {switch: value}), id=f"{harness.title}-{switch}={value}")
+def promise(test: Callable[..., None]) -> Callable[..., None]:
+    """Have *test* run on every platform: as its fake is by default, then under each other value of each switch.
+
+    A switch that nobody looked at in the first run cannot change that run, whatever its value: both go the same
+    way as long as it is not looked at. Only those that were looked at are turned.
+    """
+
+    @wraps(test)
+    def run(harness: Any, subtests: pytest.Subtests, **given: Any) -> None:
+        with harness() as h:
+            test(h, **given)
+        for switch in sorted(h.fake.switches.looked_at):
+            for value in harness.switches[switch][1:]:
+                with subtests.test(f"{switch}={value}"), harness(**{switch: value}) as turned:
+                    test(turned, **given)
+
+    others = list(inspect.signature(test).parameters.values())[1:]
+    ours = list(inspect.signature(run, follow_wrapped=False).parameters.values())[:2]
+    vars(run)["__signature__"] = inspect.Signature([*ours, *others])
+    on_all: Callable[..., None] = pytest.mark.parametrize("harness", HARNESSES, ids=lambda one: one.title)(run)
+    return on_all
 
 
-@pytest.fixture(params=settings())
-def h(request: pytest.FixtureRequest) -> Iterator[Any]:
-    harness, switches = request.param
-    with harness(**switches) as opened:
-        yield opened
+@pytest.mark.parametrize("harness", HARNESSES, ids=lambda one: one.title)
+def test_what_decides_over_a_switch_is_noticed(harness: Any) -> None:
+    with harness() as h:
+        before = set(h.fake.switches.looked_at)
+        h.target.deliver(h.api(), job(h))
+        h.target.deliver(h.api(), job(h, h.changed(h.person(1))))
+        assert h.fake.switches.looked_at > before
+    assert h.fake.switches.keys() == harness.switches.keys()
 
 
 def job(h: Any, fields: dict[str, Value] | None = None, **how: Any) -> Job:
@@ -75,6 +94,7 @@ def only_reads(call: Call) -> bool:
     return call.method == "GET" or call.path.endswith(("/oauth2/token", "/contact-methods/list", "/clients/list"))
 
 
+@promise
 def test_a_new_person_is_created_with_every_field(h: Any) -> None:
     receipt = h.target.deliver(h.api(), job(h))
     assert receipt.outcome == "created"
@@ -84,6 +104,7 @@ def test_a_new_person_is_created_with_every_field(h: Any) -> None:
     holds(h, h.person(1))
 
 
+@promise
 def test_a_person_who_is_there_already_is_found_by_the_exact_key(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     second = h.target.deliver(h.api(), job(h))  # a worker that lost its memory
@@ -91,6 +112,7 @@ def test_a_person_who_is_there_already_is_found_by_the_exact_key(h: Any) -> None
     assert h.count() == 1
 
 
+@promise
 def test_a_change_reaches_the_stored_id(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     person = h.changed(h.person(1))
@@ -101,6 +123,7 @@ def test_a_change_reaches_the_stored_id(h: Any) -> None:
     assert h.count() == 1
 
 
+@promise
 def test_repeating_a_push_changes_nothing(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     h.target.deliver(h.api(), again(h, first, h.person(1)))
@@ -109,6 +132,7 @@ def test_repeating_a_push_changes_nothing(h: Any) -> None:
     assert h.count() == 1
 
 
+@promise
 def test_two_persons_stay_two(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h, n=1))
     second = h.target.deliver(h.api(), job(h, n=2))
@@ -117,6 +141,7 @@ def test_two_persons_stay_two(h: Any) -> None:
     holds(h, h.person(2))
 
 
+@promise
 def test_the_link_is_remembered_before_the_contact_is_written_to_again(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     linked: list[str] = []
@@ -133,6 +158,7 @@ def test_the_link_is_remembered_before_the_contact_is_written_to_again(h: Any) -
     holds(h, h.person(1))
 
 
+@promise
 def test_what_others_put_there_survives(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     h.set_foreign(first.target_id)
@@ -140,18 +166,21 @@ def test_what_others_put_there_survives(h: Any) -> None:
     assert h.foreign_intact(first.target_id)
 
 
+@promise
 def test_absent_persons_are_not_created_against_the_route(h: Any) -> None:
     receipt = h.target.deliver(h.api(), job(h, create=False))
     assert receipt.outcome == "absent"
     assert h.count() == 0
 
 
+@promise
 def test_a_person_who_opted_out_is_never_created(h: Any) -> None:
     receipt = h.target.deliver(h.api(), job(h, opt_out=True))
     assert receipt.outcome == "absent"
     assert h.count() == 0
 
 
+@promise
 def test_an_opt_out_of_somebody_who_cannot_be_found_writes_nothing(h: Any) -> None:
     h.target.deliver(h.api(), job(h))
     receipt = h.target.deliver(h.api(), job(h, {}, n=2, opt_out=True, create=False))
@@ -159,6 +188,7 @@ def test_an_opt_out_of_somebody_who_cannot_be_found_writes_nothing(h: Any) -> No
     holds(h, h.person(1))
 
 
+@promise
 def test_an_opt_out_reaches_a_linked_contact_whose_fields_are_not_known(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     receipt = h.target.deliver(h.api(), again(h, first, {}, opt_out=True, create=False))
@@ -166,6 +196,7 @@ def test_an_opt_out_reaches_a_linked_contact_whose_fields_are_not_known(h: Any) 
     holds(h, h.person(1))
 
 
+@promise
 def test_an_opt_out_in_the_crm_tightens_or_says_what_a_person_must_do(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     receipt = h.target.deliver(h.api(), again(h, first, h.person(1), opt_out=True))
@@ -174,6 +205,7 @@ def test_an_opt_out_in_the_crm_tightens_or_says_what_a_person_must_do(h: Any) ->
     assert h.count() == 1
 
 
+@promise
 def test_an_opt_out_at_the_platform_is_seen_and_never_lifted(h: Any) -> None:
     if not getattr(h, "has_opt_out", True):
         # The platform has no such thing: nothing of it may be claimed either.
@@ -188,6 +220,7 @@ def test_an_opt_out_at_the_platform_is_seen_and_never_lifted(h: Any) -> None:
     assert h.opted_out(first.target_id)
 
 
+@promise
 def test_if_blank_never_overwrites(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     person = h.changed(h.person(1))
@@ -197,6 +230,7 @@ def test_if_blank_never_overwrites(h: Any) -> None:
     holds(h, h.person(1))
 
 
+@promise
 def test_create_only_fields_are_set_once(h: Any) -> None:
     person = h.person(1)
     modes = {name: Mode.CREATE_ONLY for name in person if name != h.identity}
@@ -206,6 +240,7 @@ def test_create_only_fields_are_set_once(h: Any) -> None:
     holds(h, person)
 
 
+@promise
 def test_a_cleared_field_is_cleared_or_said_not_to_be(h: Any) -> None:
     if h.clearable is None:
         assert all(not field.clearable for field in h.type.fields if field.name in h.person(1))
@@ -220,6 +255,7 @@ def test_a_cleared_field_is_cleared_or_said_not_to_be(h: Any) -> None:
     assert {name: stored.get(name) for name in others} == others
 
 
+@promise
 def test_removal(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     gone = again(h, first, {}, gone=True)
@@ -232,6 +268,7 @@ def test_removal(h: Any) -> None:
     assert h.target.remove(h.api(), gone).outcome == "removed"  # gone already
 
 
+@promise
 def test_a_create_that_timed_out_leads_to_a_search_and_never_to_a_second_contact(h: Any) -> None:
     h.fake.trouble(how="drop_after", method=h.create_method, path=h.create_path)
     with pytest.raises(Retryable):
@@ -244,6 +281,7 @@ def test_a_create_that_timed_out_leads_to_a_search_and_never_to_a_second_contact
     holds(h, h.person(1))
 
 
+@promise
 def test_nothing_is_created_while_the_fate_of_a_create_is_open(h: Any) -> None:
     unsure = job(h, unsure_since=utc_now() - timedelta(seconds=1), settled=False)
     with pytest.raises(Retryable) as caught:
@@ -252,6 +290,7 @@ def test_nothing_is_created_while_the_fate_of_a_create_is_open(h: Any) -> None:
     assert h.count() == 0
 
 
+@promise
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 429, 408])
 def test_trouble_is_retryable_with_what_the_platform_asks_for(h: Any, status: int) -> None:
     trouble = h.fake.trouble(status=status, times=99, headers={"Retry-After": "7"})
@@ -265,6 +304,7 @@ def test_trouble_is_retryable_with_what_the_platform_asks_for(h: Any, status: in
     assert h.count() == 1
 
 
+@promise
 @pytest.mark.parametrize("body", ["", "<html>maintenance</html>", "[]", "null", '"text"', "{", "[[[[1]]]]"])
 def test_nonsense_is_an_error_of_ours_and_writes_nothing(h: Any, body: str) -> None:
     trouble = h.fake.trouble(status=200, body=body, times=99)
@@ -274,6 +314,7 @@ def test_nonsense_is_an_error_of_ours_and_writes_nothing(h: Any, body: str) -> N
     assert h.count() == 0
 
 
+@promise
 def test_refused_credentials_are_told_apart(h: Any) -> None:
     trouble = h.fake.trouble(status=401, body={"message": "no"}, times=99)
     with pytest.raises(Refused):
@@ -284,6 +325,7 @@ def test_refused_credentials_are_told_apart(h: Any) -> None:
     assert h.target.check(h.api())
 
 
+@promise
 def test_an_id_that_is_gone_is_resolved_once_by_the_exact_key(h: Any) -> None:
     first = h.target.deliver(h.api(), job(h))
     receipt = h.target.deliver(h.api(), job(h, h.changed(h.person(1)), accepted=h.person(1), target_id=MISSING_ID))
@@ -292,6 +334,7 @@ def test_an_id_that_is_gone_is_resolved_once_by_the_exact_key(h: Any) -> None:
     assert h.count() == 1
 
 
+@promise
 def test_messages_name_no_person(h: Any) -> None:
     h.fake.trouble(status=422, body={"message": f"{h.person(1)[h.identity]} is bad"}, times=99)
     with pytest.raises((Retryable, Permanent)) as caught:

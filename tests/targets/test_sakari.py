@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, product
@@ -1137,9 +1137,10 @@ def test_a_write_is_proven_even_if_newer_state_is_waiting(careless: Harness, sho
 # --- a STOP at any moment ----------------------------------------------------------------------------------------
 
 
-def safe(switches: dict[str, Any]) -> bool:
+def safe(switches: Mapping[str, Any]) -> bool:
     """Say whether a STOP between reading and replacing survives. Where not, no client can know of it."""
-    return switches.get("put_mode") == "partial" or switches.get("missing_blocked_in_put") == "keep"
+    keeping = {("put_mode", "partial"), ("missing_blocked_in_put", "keep")}
+    return not keeping.isdisjoint(switches.items())
 
 
 WINDOW = {("GET", True), ("PUT", False)}  # after the reading, before the replacing

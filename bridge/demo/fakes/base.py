@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,6 +87,18 @@ class _App(Flask):
         self.url_map = _compiled(tuple(self._rules))
 
 
+class Switches(UserDict[str, Any]):
+    """A fake's switches by name. *looked_at*: those that anything has depended on so far."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.looked_at: set[str] = set()
+        super().__init__(values)
+
+    def __getitem__(self, name: str) -> Any:
+        self.looked_at.add(name)
+        return super().__getitem__(name)
+
+
 class Fake:
     """One platform. A subclass declares *SWITCHES* (the first value is the default) and adds its routes.
 
@@ -100,9 +113,7 @@ class Fake:
         for name, value in switches.items():
             if value not in self.SWITCHES.get(name, ()):
                 raise ValueError(f"{type(self).__name__} has no switch {name}={value!r}")
-        self.switches: dict[str, Any] = {
-            name: switches.get(name, values[0]) for name, values in self.SWITCHES.items()
-        }
+        self.switches = Switches({name: switches.get(name, values[0]) for name, values in self.SWITCHES.items()})
         self.lock = threading.RLock()
         self.calls: list[Call] = []
         self.troubles: list[Trouble] = []
