@@ -1,0 +1,88 @@
+"""The calls that an attempt made, as the audit log keeps them, for a person to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.model import AuditEntry
+from bridge.web.pages.words import pretty
+
+SHORT = 2000  # characters of a body, in a list
+
+ERASED = "The calls were deleted when the person was erased."
+PRUNED = "The contents of these calls were pruned after the time that they are kept; the facts stay."
+NONE_KEPT = "No call was made, or its contents were pruned since."
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What was sent or answered. *length* is that of the whole text, in characters."""
+
+    text: str
+    length: int
+
+    @property
+    def cut(self) -> bool:
+        return len(self.text) < self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP call. *status* None: there was no answer, and *error* says why."""
+
+    method: str
+    url: str
+    status: int | None
+    duration_ms: int | None
+    error: str
+    request: Body | None
+    answer: Body | None
+
+    @property
+    def good(self) -> bool:
+        return self.status is not None and self.status < 400
+
+
+def calls_of(entry: AuditEntry, longest: int | None = SHORT) -> Sequence[Call]:
+    """Return the calls of an attempt. *longest*: cut bodies to so many characters; None: show all that is kept."""
+    detail = entry.detail if isinstance(entry.detail, Mapping) else {}
+    return [_call(one, longest) for one in detail.get("exchanges", ())]
+
+
+def why_none(entry: AuditEntry, *, erased: bool) -> str:
+    """Say why an attempt shows no calls; "" for what is no attempt."""
+    if entry.kind != "delivery" or entry.detail is not None:
+        return ""
+    if erased:
+        return ERASED
+    return NONE_KEPT if entry.status is None else PRUNED
+
+
+def _call(kept: Mapping[str, Any], longest: int | None) -> Call:
+    return Call(
+        method=kept["method"],
+        url=kept["url"],
+        status=kept["status"],
+        duration_ms=kept["duration_ms"],
+        error=kept.get("error", ""),
+        request=_body(kept.get("request_body", ""), longest),
+        answer=_body(kept.get("response_body", ""), longest),
+    )
+
+
+def _body(kept: str, longest: int | None) -> Body | None:
+    if not kept:
+        return None
+    text = _pretty(kept)
+    return Body(text[:longest], len(text))
+
+
+def _pretty(text: str) -> str:
+    """Return JSON indented, and anything else as it is: forms, XML, and what was cut in the middle."""
+    try:
+        return pretty(json.loads(text))
+    except (ValueError, RecursionError):
+        return text
