@@ -56,8 +56,8 @@ def test_a_wrong_name_and_a_wrong_password_look_the_same(stage: Stage, name: str
 
 def test_guessing_is_slowed_down_for_the_name_that_is_guessed(own_stage: Stage) -> None:
     with Session(own_stage.url) as session:
-        codes = {session.submit("/sign-in", name=ADA, password=f"guess {n}").status_code for n in range(21)}
-        assert codes == {401, 429}
+        codes = [session.submit("/sign-in", name=ADA, password=f"guess {n}").status_code for n in range(6)]
+        assert codes == [401] * 5 + [429]
         right = session.submit("/sign-in", name=ADA, password=PASSWORD)
         assert right.status_code == 429
         assert "wait" in right.text

@@ -23,10 +23,18 @@ NOT_CONFIGURED = (
 
 
 class Throttle:
-    """A bucket of failures for each address."""
+    """A bucket of failures for each address (or name): *failures* at once, then one in *per_failure_s*."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        failures: int = FAILURES,
+        per_failure_s: float = PER_FAILURE_S,
+    ) -> None:
         self._clock = clock
+        self._failures = failures
+        self._per_failure_s = per_failure_s
         self._lock = threading.Lock()
         self._empty_until: dict[str, float] = {}  # when the address's bucket is full of forgiveness again
 
@@ -34,7 +42,7 @@ class Throttle:
         """Return for how many seconds *address* has no try left; 0 when it has one."""
         with self._lock:
             debt_s = self._empty_until.get(address, 0.0) - self._clock()
-        return max(0.0, debt_s - (FAILURES - 1) * PER_FAILURE_S)
+        return max(0.0, debt_s - (self._failures - 1) * self._per_failure_s)
 
     def failed(self, address: str) -> None:
         now = self._clock()
@@ -43,8 +51,8 @@ class Throttle:
                 self._empty_until = {one: until for one, until in self._empty_until.items() if until > now}
             if len(self._empty_until) >= ADDRESSES:
                 self._empty_until.clear()
-            until = max(now, self._empty_until.get(address, now)) + PER_FAILURE_S
-            self._empty_until[address] = min(until, now + FAILURES * PER_FAILURE_S)
+            until = max(now, self._empty_until.get(address, now)) + self._per_failure_s
+            self._empty_until[address] = min(until, now + self._failures * self._per_failure_s)
 
 
 class Guard:

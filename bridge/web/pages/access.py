@@ -31,8 +31,8 @@ SHORTEST_PASSWORD = 12  # characters
 LONGEST_PASSWORD = 256
 
 NOT_CONFIGURED = (
-    "Nobody can sign in because bridge has no SECRET_KEY to sign sessions with. Set SECRET_KEY to a long random text "
-    "(for example the output of: openssl rand -hex 32) and start bridge again."
+    "Nobody can sign in because bridge has no SECRET_KEY to sign sessions with. Set SECRET_KEY to a long random "
+    "text (for example the output of: openssl rand -hex 32) and start bridge again."
 )
 WRONG = "There is nobody of that name with that password."
 STALE_FORM = "This form is from another session. Go back, reload the page and try again. Nothing was changed."
@@ -148,9 +148,10 @@ def safe_next(given: str) -> str:
 # --- the pages -----------------------------------------------------------------------------------------------
 
 
-def blueprint(site: Site, gate: Gate, throttle: Throttle | None = None) -> Blueprint:
+def blueprint(site: Site, gate: Gate) -> Blueprint:
     pages = Blueprint("access", __name__)
-    slow = throttle or Throttle()
+    # Neither one who guesses nor many may try quickly. Behind a proxy everybody may have one address.
+    by_address, by_name = Throttle(), Throttle(failures=5, per_failure_s=12.0)
 
     @pages.before_request
     def open_door() -> None:
@@ -175,8 +176,7 @@ def blueprint(site: Site, gate: Gate, throttle: Throttle | None = None) -> Bluep
     def sign_in() -> ResponseReturnValue:
         name, password = request.form.get("name", "").strip(), request.form.get("password", "")
         address = request.remote_addr or ""
-        # By address and by name: neither one guesser nor many may try quickly.
-        wait_s = max(slow.closed_for_s(f"from {address}"), slow.closed_for_s(f"as {name}"))
+        wait_s = max(by_address.closed_for_s(address), by_name.closed_for_s(name))
         user = None
         if not wait_s:
             user = site.store.user(name) if name.isprintable() else None
@@ -186,8 +186,8 @@ def blueprint(site: Site, gate: Gate, throttle: Throttle | None = None) -> Bluep
         if user is not None:
             return let_in(user, "a password")
         if not wait_s:
-            slow.failed(f"from {address}")
-            slow.failed(f"as {name}")
+            by_address.failed(address)
+            by_name.failed(name)
         said = f"Too many wrong passwords; wait {int(wait_s) + 1} seconds and try again." if wait_s else WRONG
         next_page = safe_next(request.form.get("next", "/"))
         status = 429 if wait_s else 401

@@ -18,9 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from bridge import __version__
 from bridge.config import Config
-from bridge.web.inbound import Intake
 from bridge.store.looking import Role, User
 from bridge.store.protocol import Store
+from bridge.web.inbound import Intake
 from bridge.web.pages import words
 
 # No inline code, nothing from elsewhere, in no frame. Styles are set by attribute nowhere.

@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How an outcome is shown. *tone* is ``good``, ``bad``, ``warn``, ``busy`` or ``idle``; *icon* a symbol's id."""
+    """How an outcome is shown. *tone*: ``good``, ``bad``, ``warn``, ``busy`` or ``idle``; *icon*: a symbol's id."""
 
     word: str
     tone: str
@@ -112,7 +112,7 @@ def relative(moment: datetime, now: datetime) -> str:
 
 
 def when(moment: datetime | None, now: datetime, missing: str = "never") -> Markup:
-    """Return a ``<time>``: relative to read, absolute to point at. A script keeps it true while the page is open."""
+    """Return a ``<time>``: relative to read, absolute to point at. A script keeps it true on an open page."""
     if moment is None:
         return escape(missing)
     exact = moment.astimezone(UTC)
