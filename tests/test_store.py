@@ -53,6 +53,7 @@ from tests.store_contract import (
     push,
     want,
 )
+from tests.store_contract_looking import LookingContract
 
 
 @pytest.fixture
@@ -81,13 +82,26 @@ class TestSqliteStore(StoreContract):
         return opened
 
 
+class TestSqliteLooking(LookingContract):
+    @pytest.fixture
+    def make_store(self, opened: MakeStore) -> MakeStore:
+        return opened
+
+    @pytest.fixture
+    def small_budget(self, monkeypatch: pytest.MonkeyPatch) -> int:
+        monkeypatch.setattr("bridge.store.sqlite.listing.BUDGET", 10)
+        monkeypatch.setattr("bridge.store.sqlite.listing.MOST_HITS", 3)
+        monkeypatch.setattr("bridge.store.sqlite.overviews.NEWEST", 5)
+        return 10
+
+
 # --- the file --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def store(path: Path) -> Iterator[SqliteStore]:
     with closing(SqliteStore(path, LANES)) as store:
-        assert store.migrate() == ["0001_first", "0002_looking"]
+        assert store.migrate() == ["0001_first", "0002_looking", "0003_lag"]
         yield store
 
 
