@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bridge import schedule
-from bridge.model import Delivery, Desired, Mode, Value
+from bridge.model import Delivery, Desired, Mode, State, Value
 from bridge.web.pages.words import Mark, shown
 
 SAME = Mark("same", "idle", "equal")
@@ -86,10 +86,17 @@ def opt_out(delivery: Delivery) -> str:
 
 
 def doubt(delivery: Delivery) -> str:
-    """Say that it is not known what the target holds, and what is done about it; "" where it is known."""
-    if delivery.attempted is None:
+    """Say that nobody is sure what the target holds, and what is done about it; "" where it is known."""
+    if delivery.state is State.SENDING:
         return ""
-    return (
-        "The outcome of a call was not heard, so the target may hold what was sent then. With the next attempt "
-        "bridge reads what is there and compares."
-    )
+    if delivery.unsure_since is not None:
+        return (
+            "A call to create the contact got no answer, so it may be there by now: bridge searches for it, and "
+            "creates nothing until that is settled."
+        )
+    if delivery.attempted is not None and delivery.target_id is not None:
+        return (
+            "The last push broke off, so the target may hold a part of what it was to write. The next one reads "
+            "what is there and compares."
+        )
+    return ""

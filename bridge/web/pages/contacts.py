@@ -17,12 +17,12 @@ from bridge.store.looking import Hit, Role
 from bridge.store.protocol import Filter, Page
 from bridge.web.pages import comparing, person
 from bridge.web.pages.access import actor, needs
-from bridge.web.pages.calls import SHORT, Call, calls_of, why_none
+from bridge.web.pages.calls import Call, calls_of, why_none
 from bridge.web.pages.filters import Address
 from bridge.web.pages.site import Site, say
 from bridge.web.pages.words import contact_url
 from bridge.web.problem import HttpProblem
-from bridge.web.queries import Input, Moment, RowId, Text, read_form, read_query
+from bridge.web.queries import Input, Moment, Text, read_form, read_query
 
 PAGE = 50  # contacts of a list
 ENTRIES = 25  # of a timeline
@@ -49,7 +49,6 @@ class ContactQuery(Input):
     id: Annotated[Text | None, Field(description="Its source id, where the path cannot hold it.")] = None
     target: Annotated[Text | None, Field(description="The timeline of one target.")] = None
     cursor: Text | None = None
-    entry: Annotated[RowId | None, Field(description="One entry, with all that is kept of it.")] = None
     all: Annotated[bool, Field(description="Every field, and every value in full.")] = False
     asked: Annotated[Moment | None, Field(description="When somebody asked for another try.")] = None
 
@@ -241,7 +240,7 @@ def _shown(site: Site, contact: Contact, query: ContactQuery) -> Response:
         at_targets=_at_targets(site, key, deliveries),
         fields=fields,
         fields_left=left,
-        steps=[_step(contact, entry, whole=query.entry is not None) for entry in steps.items],
+        steps=[_step(contact, entry) for entry in steps.items],
         query=query,
         here=contact_url(key.source, key.source_id),
         url=lambda **more: contact_url(key.source, key.source_id, **more),
@@ -262,24 +261,18 @@ def _asked(query: ContactQuery) -> str:
 def _moving(deliveries: Sequence[Delivery], query: ContactQuery, now: datetime) -> bool:
     """Say whether the page is likely to be another one in a moment."""
     asked = query.asked is not None and timedelta() <= now - query.asked < SOON
-    return query.entry is None and (asked or any(one.state in MOVING for one in deliveries))
+    return asked or any(one.state in MOVING for one in deliveries)
 
 
 def _steps(site: Site, contact: Contact, query: ContactQuery) -> Page[AuditEntry]:
     key = contact.key
-    if query.entry is not None:
-        entry = site.store.audit_entry(query.entry)
-        if entry is None or (entry.source, entry.source_id) != (key.source, key.source_id):
-            raise HttpProblem(404, f"The audit log has no entry {query.entry} about this contact.")
-        return Page([entry])
     narrowed = Filter(source=key.source, source_id=key.source_id, target=query.target)
     with _own_cursor(query.cursor):
         return site.store.audit_page(narrowed, query.cursor, ENTRIES)
 
 
-def _step(contact: Contact, entry: AuditEntry, *, whole: bool) -> Step:
-    calls = calls_of(entry, None if whole else SHORT)
-    return Step(entry, calls, why_none(entry, erased=contact.erased is not None))
+def _step(contact: Contact, entry: AuditEntry) -> Step:
+    return Step(entry, calls_of(entry), why_none(entry, erased=contact.erased is not None))
 
 
 def _fields(site: Site, contact: Contact, *, everything: bool) -> tuple[Sequence[KnownField], int]:
