@@ -35,7 +35,7 @@ UNSIGNED = (
 )
 @options.as_json
 def login_link(config_path: Path | None, name: str, role: str | None, minutes: int, json_wanted: bool) -> None:
-    """Print a link that signs in once.
+    """Print a link that signs in to the pages once.
 
     It is for whoever can run commands where bridge runs: no password is needed. Somebody who is not known yet is
     added, and can sign in by links only.
@@ -75,7 +75,7 @@ def make_link(opened: Opened, name: str, role: str | None, valid_for: timedelta)
 
 @click.group()
 def user() -> None:
-    """Say who may sign in, and with which role.
+    """Say who may sign in to the pages, and with which role.
 
     A viewer looks; an operator also pauses, retries and sends samples; an admin may do everything.
     """

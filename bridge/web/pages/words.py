@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How an outcome is shown. *tone*: ``good``, ``bad``, ``warn``, ``busy`` or ``idle``; *icon*: a symbol's id."""
+    """How an outcome is shown. *tone*: ``good``, ``bad``, ``warn``, ``busy``, ``idle``; *icon*: a symbol's id."""
 
     word: str
     tone: str
