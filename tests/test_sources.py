@@ -24,6 +24,7 @@ from bridge.sources import SOURCES, hmac_scheme, hubspot, pipedrive, standard_we
 from bridge.sources.base import Genuine, Source
 from bridge.sources.payload import MAX_ITEMS, Payload
 from bridge.sources.recording import read_recording, write_recording
+from bridge.sources.sampling import SAMPLE_ID, Sampling
 
 NOW = datetime(2026, 9, 21, 14, 13, 30, tzinfo=UTC)  # ten seconds after most of what the recordings tell
 BASE_URL = "https://bridge.example.com"
@@ -148,12 +149,55 @@ def test_every_type_has_a_sample_a_recording_a_page_and_settings_that_can_be_rea
     found = SOURCES[kind]
     assert found.sample is not None
     source = CONNECTIONS[kind]
-    (event,) = parse_body(source, found.sample(NOW))
+    (event,) = parse_body(source, found.sample(Sampling(NOW)))
     assert event.changes
     assert event.changes[0].version.occurred_at <= NOW
     assert any(path.parent.name == kind for path in RECORDINGS)
     assert (Path(__file__).parents[1] / "docs" / "sources" / f"{kind}.md").is_file()
     TypeAdapter(found.settings)
+
+
+@types
+def test_a_sample_is_of_nobody_and_makes_no_account_the_one_that_counts(kind: str) -> None:
+    """The first account that a source hears of is the one that counts from then on."""
+    sample = SOURCES[kind].sample
+    assert sample is not None
+    change = one_change(CONNECTIONS[kind], sample(Sampling(NOW)))
+    assert change.account is None
+    assert change.key.source_id in {"bridge-sample", "999999999999"}
+    told = parse_body(CONNECTIONS[kind], sample(Sampling(NOW, account="77", reads={"email", "email_optout", "x"})))
+    assert {change.account for event in told for change in event.changes} <= {None, "77"}
+    fields = {name for event in told for change in event.changes for name in change.fields}
+    assert "email" in fields
+    assert not fields & {"email_optout", "x"}, "consent and what says nothing are not made up"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Payload(id="item.person.key", fields="item.person.data", occurred_at="body.meta.at", items="body.people"),
+        Payload(id="item.id", fields="item", event_id="item.event"),
+        Payload(items="body.list", kind="'deleted' if item.gone else 'changed'"),
+    ],
+)
+def test_a_sample_is_made_as_the_mapping_wants_it(payload: Payload) -> None:
+    settings = standard_webhooks.Settings(secrets=(Secret("whsec_" + "A" * 32),), payload=payload)
+    sample = standard_webhooks.SOURCE.sample
+    assert sample is not None
+    body = sample(Sampling(NOW, settings, reads={"mobile_phone"}))
+    change = one_change(standard_webhooks.StandardWebhooks("shop", settings), body)
+    assert (change.key.source_id, change.version.occurred_at) == (SAMPLE_ID, NOW)
+    assert change.fields["mobile_phone"] == "+14155550123"
+
+
+@types
+def test_the_page_of_a_type_lists_the_steps_that_the_type_declares(kind: str) -> None:
+    """Whoever adds a source writes them once, and `/sources` shows them."""
+    name = {"standard_webhooks": "shop", "hmac": "legacy"}.get(kind, kind)
+    page = " ".join((Path(__file__).parents[1] / "docs" / "sources" / f"{kind}.md").read_text().split())
+    assert SOURCES[kind].steps
+    for number, step in enumerate(SOURCES[kind].steps, 1):
+        assert f"{number}. {step.format(name=name)}" in page
 
 
 @types
@@ -232,7 +276,7 @@ def test_a_moment_far_ahead_counts_as_that_of_receipt(kind: str) -> None:
     sample = SOURCES[kind].sample
     assert sample is not None
     for ahead, expected in ((timedelta(minutes=4), NOW + timedelta(minutes=4)), (timedelta(days=9), NOW)):
-        assert one_change(CONNECTIONS[kind], sample(NOW + ahead)).version.occurred_at == expected
+        assert one_change(CONNECTIONS[kind], sample(Sampling(NOW + ahead))).version.occurred_at == expected
 
 
 @types

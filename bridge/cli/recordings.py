@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from bridge.model import InboundRequest
-from bridge.sources.recording import read_recording
+from bridge.sources.recording import of_body, read_recording
 
-FORM = "application/x-www-form-urlencoded"
 # How the recorded request travelled; it travels anew.
 _NOT_TAKEN = frozenset({"host", "content-length", "connection", "transfer-encoding", "accept-encoding"})
 
@@ -33,12 +31,3 @@ def read(path: Path, url: str) -> InboundRequest:
     query = recorded.url.partition("?")[2]
     headers = {name: value for name, value in recorded.headers.items() if name not in _NOT_TAKEN}
     return replace(recorded, url=f"{url}?{query}" if query else url, headers=headers)
-
-
-def of_body(body: bytes, url: str) -> InboundRequest:
-    """Return a request that posts *body*: as JSON where it is, otherwise as a form."""
-    try:
-        json.loads(body)
-    except ValueError:
-        return InboundRequest("POST", url, {"content-type": FORM}, body)
-    return InboundRequest("POST", url, {"content-type": "application/json"}, body)

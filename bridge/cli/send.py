@@ -12,6 +12,7 @@ import click
 from bridge.cli import FAILED, options, output, recordings
 from bridge.errors import ConfigError, Problem
 from bridge.model import InboundRequest, utc_now
+from bridge.sources.recording import of_body
 
 if TYPE_CHECKING:
     from bridge.config import Config, Environment, SourceConnection
@@ -122,7 +123,7 @@ def send(
             token = f"/{_new_token(loaded.environment, store, source)}"
     # It is signed for the URL that senders call, and posted to where bridge listens.
     public = _hook(loaded.config.bridge.public_url, source) + token
-    request = connection.source.sign(_request(connection, file, public), utc_now())
+    request = connection.source.sign(_request(loaded.config, connection, file, public), utc_now())
     base = to or f"http://127.0.0.1:{loaded.environment.port}"
     target = _hook(base, source) + token + request.url.removeprefix(public)
     try:
@@ -147,12 +148,15 @@ def send(
         ctx.exit(FAILED)
 
 
-def _request(connection: SourceConnection, file: Path | None, address: str) -> InboundRequest:
+def _request(config: Config, connection: SourceConnection, file: Path | None, address: str) -> InboundRequest:
+    from bridge.sources.sampling import Sampling
+
     if file is not None:
         return recordings.read(file, address)
     if connection.type.sample is None:
         raise click.UsageError(f"There is no sample of {connection.type.title}; give a file.")
-    return recordings.of_body(connection.type.sample(utc_now()), address)
+    wanted = Sampling(utc_now(), connection.settings, reads=config.reads(connection.name))
+    return of_body(connection.type.sample(wanted), address)
 
 
 # --- try ---------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ here, a line in ``sources/__init__.py``, recordings in ``tests/fixtures/sources`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn, Protocol
 
 from bridge.errors import SourceUnavailable
 from bridge.model import Change, Event, InboundRequest, RecordKey, Value, Verified, Version
 from bridge.outbound import Api
+from bridge.sources.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,10 @@ class Answer:
     content_type: str
 
 
+# What a sender whose fields are its own affair may call them.
+USUAL = {"email": "email", "phone": "phone", "first_name": "firstname", "last_name": "lastname"}
+
+
 @dataclass(frozen=True, slots=True)
 class SourceType:
     """One CRM or scheme: what its section in ``bridge.toml`` holds and how to make a connection of it."""
@@ -111,8 +116,15 @@ class SourceType:
     # The names of fields that this source can supply; None: any name (the CRM's users define their own).
     known_field: Callable[[str], bool] | None = None
     known_fields: tuple[str, ...] = ()  # for suggestions
-    # The body of a webhook that could come at this moment, for trying things out. None: it depends on the sender.
-    sample: Callable[[datetime], bytes] | None = None
+    # The body of a webhook that could come, for trying things out. None: it depends on the sender.
+    sample: Callable[[Sampling], bytes] | None = None
+    # What a person clicks so that webhooks come, a step each; *emphasis* and `code` as in Markdown, and {name} for
+    # the connection's name. The type's page in docs/sources says the same. *manual* is the vendor's own page.
+    steps: tuple[str, ...] = ()
+    manual: str = ""
+    # Where the usual things about a person are, for the first rules that `bridge init` writes: email, phone, mobile,
+    # first_name, last_name, name, opt_out.
+    usual: Mapping[str, str] = field(default_factory=lambda: USUAL)
     keeps_others: bool = False  # the configuration may name any header, so all are kept but those that are secret
     accepted: Answer | None = None  # what this sender must read to believe that it was heard; None: bridge's JSON
     # The answer to a question that is asked when the URL is registered, None when the request is none. It is
@@ -124,7 +136,7 @@ class SourceType:
         return {
             name: value
             for name, value in headers.items()
-            if name in self.kept_headers or (self.keeps_others and not _is_confidential(name))
+            if name in self.kept_headers or (self.keeps_others and not is_confidential(name))
         }
 
 
@@ -140,7 +152,8 @@ _CONFIDENTIAL = (
 )  # fmt: skip
 
 
-def _is_confidential(name: str) -> bool:
+def is_confidential(name: str) -> bool:
+    """Say whether a header of this lower-case name carries a credential, or the address of whoever sent it."""
     return any(part in name for part in _CONFIDENTIAL)
 
 

@@ -24,7 +24,7 @@ KEPT_HEADERS = ("content-type", "user-agent")
 class Signature:
     """Where the signature stands and what it is made of."""
 
-    header: str = field(metadata={"help": "the header that holds the signature"})
+    header: str = field(metadata={"help": "the header that holds the signature", "example": "X-Signature"})
     digest: Literal["sha1", "sha256", "sha384", "sha512"] = "sha256"
     encoding: Literal["hex", "base64"] = "hex"
     prefix: str = field(default="", metadata={"help": "what stands before the signature: 'sha256='"})
@@ -147,5 +147,10 @@ SOURCE = SourceType(
     make=HmacSource,
     kept_headers=KEPT_HEADERS,
     sample=sample,
+    steps=(
+        "In the sender add a webhook with the URL that `bridge url {name}` prints and the format JSON.",
+        "Copy its secret into the environment variable that `bridge.toml` names under `secrets`, and start "
+        "bridge again.",
+    ),
     keeps_others=True,
 )

@@ -32,6 +32,7 @@ from bridge.sources.reading import (
     short,
     text_or_none,
 )
+from bridge.sources.sampling import SAMPLE_NUMBER, Sampling, made_up
 
 CONTACTS = "0-1"  # the objectTypeId of contacts in the generic object.* events
 READ_LIMIT = 100
@@ -64,7 +65,10 @@ class Settings:
     """A HubSpot app, or the workflows of a portal that sign as that app."""
 
     secrets: tuple[Secret, ...] = field(
-        metadata={"help": "the app's client secret (no access token); new first, old next"}
+        metadata={
+            "help": "the app's client secret (no access token); new first, old next",
+            "variable": "CLIENT_SECRET",
+        }
     )
     token: Secret | None = field(
         default=None, metadata={"help": "an access token that may read contacts: thin events are then completed"}
@@ -515,24 +519,29 @@ def _not_found(answer: Mapping[str, Any]) -> set[str]:
     return found
 
 
-def sample(now: datetime) -> bytes:
-    """Return a batch as the webhooks API sends it: a changed phone number."""
-    at = int(now.timestamp() * 1000)
-    event = {
-        "eventId": at,
-        "subscriptionId": 26,
-        "portalId": 62515,
-        "appId": 1160452,
-        "occurredAt": at,
-        "subscriptionType": "contact.propertyChange",
-        "attemptNumber": 0,
-        "objectId": 1246965,
-        "propertyName": "mobilephone",
-        "propertyValue": "+14155550123",
-        "changeSource": "CRM_UI",
-        "sourceId": "userId:9001",
-    }
-    return json.dumps([event], separators=(",", ":")).encode()
+def sample(wanted: Sampling) -> bytes:
+    """Return a batch as the webhooks API sends it: changed properties, at least a phone number."""
+    at = int(wanted.at.timestamp() * 1000)
+    account = wanted.account or getattr(wanted.settings, "portal_id", None)
+    changed = made_up(wanted.reads) or {"mobilephone": "+14155550123"}
+    events = [
+        {
+            "eventId": at + number,
+            "subscriptionId": 26,
+            **({"portalId": account} if account else {}),
+            "appId": 1160452,
+            "occurredAt": at,
+            "subscriptionType": "contact.propertyChange",
+            "attemptNumber": 0,
+            "objectId": SAMPLE_NUMBER,
+            "propertyName": name,
+            "propertyValue": value,
+            "changeSource": "CRM_UI",
+            "sourceId": "userId:9001",
+        }
+        for number, (name, value) in enumerate(changed.items())
+    ]
+    return json.dumps(events, separators=(",", ":")).encode()
 
 
 SOURCE = SourceType(
@@ -545,4 +554,24 @@ SOURCE = SourceType(
     read_base_url=lambda settings: str(settings.api_base),
     known_fields=KNOWN_FIELDS,
     sample=sample,
+    usual={
+        "email": "email",
+        "phone": "phone",
+        "mobile": "mobilephone",
+        "first_name": "firstname",
+        "last_name": "lastname",
+        "opt_out": "hs_email_optout | boolean",
+    },
+    steps=(
+        "In HubSpot open *Settings → Integrations → Private apps* (or your app in the developer account) and "
+        "choose *Create*. Under *Scopes* choose `crm.objects.contacts.read`.",
+        "Under *Webhooks → Edit webhooks* the target URL is the one that `bridge url {name}` prints. Copy it "
+        "exactly: HubSpot signs it, so a missing slash or `http://` makes every check fail.",
+        "Subscribe to contacts: *Created*, *Deleted*, *Restored*, *Merged*, *Deleted for privacy*, and "
+        "*Property changed* for each property that a rule reads. Everything else is ignored, so more does no "
+        "harm.",
+        "From the tab *Auth* copy the client secret (`secrets`) and the access token (`token`) into the "
+        "environment variables that `bridge.toml` names for them, and start bridge again.",
+    ),
+    manual="https://developers.hubspot.com/docs/api/webhooks",
 )

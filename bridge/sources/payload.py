@@ -7,6 +7,7 @@ and ``item`` (the part that is about one contact).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +27,7 @@ from bridge.sources.reading import (
     receipt_key,
     short,
 )
+from bridge.sources.sampling import SAMPLE_ID, Sampling, made_up
 from bridge.values import BadValue
 
 MAX_ITEMS = 5_000  # of one body; the sender waits while they are counted
@@ -197,14 +199,37 @@ def _value(expression: Expression, variables: Mapping[str, Any], entry: str) -> 
         raise Unclear(f"The expression payload.{entry} cannot be computed for this item.") from None
 
 
-def sample(now: datetime) -> bytes:
-    """Return a body that fits the defaults of `Payload`."""
-    contact = {
-        "id": "1001",
-        "email": "ada@example.com",
-        "phone": "+14155550123",
-        "firstname": "Ada",
-        "lastname": "Lovelace",
-        "updated_by": "bridge send",
-    }
-    return json.dumps({"type": "contact.updated", "timestamp": iso(now), "data": contact}).encode()
+def sample(wanted: Sampling) -> bytes:
+    """Return a body of which a `Payload` makes one contact, as far as its entries are plain names."""
+    payload = getattr(wanted.settings, "payload", None) or Payload()
+    person = {"email": "ada@example.com", "phone": "+14155550123", "firstname": "Ada", "lastname": "Lovelace"}
+    item: dict[str, Any] = {"type": "contact.updated"}
+    body = item if payload.items.replace(" ", "") == ONE_ITEM else {}
+    _put({"body": body}, payload.items, [item])
+    where = {"item": item, "body": body}
+    _put(where, payload.occurred_at, iso(wanted.at))
+    _put(where, payload.fields, {**(made_up(wanted.reads) or person), "updated_by": "bridge send"})
+    _put(where, payload.event_id, f"{SAMPLE_ID}-{int(wanted.at.timestamp())}")
+    _put(where, payload.id, SAMPLE_ID)
+    return json.dumps(body).encode()
+
+
+_NAMES = re.compile(r"(item|body)((?:\.[A-Za-z_]\w*)*)")
+
+
+def _put(where: Mapping[str, dict[str, Any]], expression: str, value: Any) -> None:
+    """Put *value* where a mapping's *expression* looks for it; nowhere, where that is more than names."""
+    found = _NAMES.fullmatch(expression.strip())
+    if found is None or found[1] not in where:
+        return
+    inside = where[found[1]]
+    *outer, last = found[2].lstrip(".").split(".")
+    for name in outer:
+        part = inside.setdefault(name, {})
+        if not isinstance(part, dict):
+            return
+        inside = part
+    if last:
+        inside[last] = value
+    elif isinstance(value, dict):  # the item itself holds the fields
+        inside.update(value)

@@ -28,6 +28,7 @@ from bridge.sources.reading import (
     short,
     text_or_none,
 )
+from bridge.sources.sampling import SAMPLE_NUMBER, Sampling
 
 PERSON = "person"
 KINDS = {
@@ -247,15 +248,16 @@ def _custom(name: str, custom: Any) -> dict[str, Value]:
     return fields | {f"{name}_{part}": value for part, value in rest.items()}
 
 
-def sample(now: datetime) -> bytes:
+def sample(wanted: Sampling) -> bytes:
     """Return a change of a person's mobile number, version 2."""
-    at = iso(now)
+    at = iso(wanted.at)
+    account = wanted.account or getattr(wanted.settings, "company_id", None)
     meta = {
         "action": "change",
         "entity": PERSON,
-        "company_id": "7654321",
+        **({"company_id": str(account)} if account else {}),
         "correlation_id": event_key("correlation", at)[:32],
-        "entity_id": "1234",
+        "entity_id": str(SAMPLE_NUMBER),
         "id": event_key("event", at)[:32],
         "is_bulk_edit": False,
         "timestamp": at,
@@ -268,7 +270,7 @@ def sample(now: datetime) -> bytes:
         "host": "acme.pipedrive.com",
     }
     person = {
-        "id": 1234,
+        "id": SAMPLE_NUMBER,
         "name": "Ada Lovelace",
         "first_name": "Ada",
         "last_name": "Lovelace",
@@ -291,4 +293,21 @@ SOURCE = SourceType(
     kept_headers=("content-type", "user-agent"),
     known_fields=KNOWN_FIELDS,
     sample=sample,
+    usual={
+        "email": "email",
+        "phone": "phone",
+        "first_name": "first_name",
+        "last_name": "last_name",
+        "name": "name",
+        "opt_out": "marketing_status == 'unsubscribed'",
+    },
+    steps=(
+        "Make a long random password of plain letters and digits, and put it into the environment variable "
+        "that `bridge.toml` names under `credentials`.",
+        "In Pipedrive open *Settings → Tools and apps → Webhooks* and choose *Create new webhook*: event "
+        "action `*`, event object `person`, version 2, as endpoint the URL that `bridge url {name}` prints, "
+        "and user and password of `credentials` under *HTTP Auth*.",
+        "Choose as *user* somebody who sees every person: the webhook tells only what that user may see.",
+    ),
+    manual="https://pipedrive.readme.io/docs/guide-for-webhooks-v2",
 )

@@ -1,11 +1,23 @@
-"""Recorded webhooks: plain files with the exact bytes of a request, for tests and for ``bridge send``."""
+"""Requests from elsewhere than the wire: recordings, which hold their exact bytes, and bodies alone."""
 
 from __future__ import annotations
 
+import json
 from urllib.parse import urlsplit
 
 from bridge.errors import BadPayload
 from bridge.model import InboundRequest
+
+FORM = "application/x-www-form-urlencoded"
+
+
+def of_body(body: bytes, url: str) -> InboundRequest:
+    """Return a request that posts *body*: as JSON where it is, otherwise as a form."""
+    try:
+        json.loads(body)
+    except ValueError:
+        return InboundRequest("POST", url, {"content-type": FORM}, body)
+    return InboundRequest("POST", url, {"content-type": "application/json"}, body)
 
 
 def read_recording(recording: bytes, base_url: str) -> InboundRequest:

@@ -105,5 +105,12 @@ SOURCE = SourceType(
     make=StandardWebhooks,
     kept_headers=KEPT_HEADERS,
     sample=sample,
+    steps=(
+        "In the sender add an endpoint with the URL that `bridge url {name}` prints, and subscribe it to what "
+        "concerns contacts.",
+        "Copy the *signing secret*, with its `whsec_`, into the environment variable that `bridge.toml` names "
+        "under `secrets`, and start bridge again.",
+    ),
+    manual="https://www.standardwebhooks.com",
     keeps_others=True,
 )
