@@ -76,19 +76,24 @@ def run(
     store: Store | None,
     now: datetime,
     would_read: str = WOULD_READ,
+    received_at: datetime | None = None,
+    signed_at: datetime | None = None,
 ) -> Trial:
     """Parse *request* as if it had passed its check, merge it, and apply the rules of *routes*.
 
     *extra* is what else the CRM knows of each contact. *store*: merge into what it knows; None: start empty.
-    *would_read* is what to tell whoever could have given more.
+    *would_read* is what to tell whoever could have given more. *received_at* and *signed_at* are those of a stored
+    request, which is older than what was said since; None: it comes at this moment.
     """
+    came_at = received_at or now
     try:
-        events = connection.source.parse(Genuine(Verified(request), 0, now), now)
+        genuine = Genuine(Verified(request), 0, signed_at if received_at else now)
+        events = connection.source.parse(genuine, came_at)
     except BadPayload as error:
         return Trial(problem=str(error))
     except Exception as error:  # the same that the worker would say of it
         return Trial(problem=f"Bridge failed to read it ({type(error).__name__}, a bug).")
-    changes = [contacts.clamp(change, now) for event in events for change in event.changes]
+    changes = [contacts.clamp(change, came_at) for event in events for change in event.changes]
     known = _known(store, changes) if store else {}
     touched = merge_all(known, changes)
     if extra:
