@@ -1,4 +1,4 @@
-"""A person at a terminal who types what a page of the documentation says, and compares what comes of it.
+"""What stands in the documentation, and a person at a terminal who types it and compares what comes of it.
 
 On a page, ``<!-- run -->`` stands above what tests run; a block of text below says what it prints.
 """
@@ -14,8 +14,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 LOOKS = 20  # at what takes a moment to come true
+
+# --- what stands on a page -----------------------------------------------------------------------------------
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def table(page: Path, mark: str) -> list[list[str]]:
+    """Return the rows of every table of *page* that stands below the comment *mark*, without their heads."""
+    rows: list[list[str]] = []
+    for found in re.findall(rf"<!-- {mark} -->\n((?:\|.*\n)+)", page.read_text("utf-8")):
+        for line in found.splitlines()[2:]:
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            rows.append([cell.strip().replace(r"\|", "|") for cell in cells])
+    assert rows, f"{name_of(page)} has no table marked <!-- {mark} -->"
+    return rows
+
+
+def code(cell: str) -> str:
+    """Return what stands between the backticks of a cell."""
+    assert cell.startswith("`"), cell
+    assert cell.endswith("`"), cell
+    return cell.strip("`")
 
 
 def marked(page: str) -> list[tuple[str, str]]:
@@ -30,6 +55,9 @@ def looks_like(said: str, printed: str) -> bool:
     """Say whether each line of *said* was printed; ``...`` stands for anything."""
     lines = (re.escape(line).replace(re.escape("..."), ".*") for line in said.splitlines())
     return all(re.search(f"^{line}", printed, re.MULTILINE) for line in lines)
+
+
+# --- typing it -----------------------------------------------------------------------------------------------
 
 
 @dataclass

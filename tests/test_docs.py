@@ -17,32 +17,9 @@ import pytest
 from bridge.cli import COMMANDS, main
 from bridge.expressions import _ENVIRONMENT, Expression
 from bridge.values import BadValue
+from tests.following import DOCS, ROOT, code, name_of, table
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-
-
-def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-def table(page: Path, mark: str) -> list[list[str]]:
-    """Return the rows of every table of *page* that stands below the comment *mark*, without their heads."""
-    rows: list[list[str]] = []
-    for found in re.findall(rf"<!-- {mark} -->\n((?:\|.*\n)+)", page.read_text("utf-8")):
-        for line in found.splitlines()[2:]:
-            cells = re.split(r"(?<!\\)\|", line)[1:-1]
-            rows.append([cell.strip().replace(r"\|", "|") for cell in cells])
-    assert rows, f"{name_of(page)} has no table marked <!-- {mark} -->"
-    return rows
-
-
-def code(cell: str) -> str:
-    """Return what stands between the backticks of a cell."""
-    assert cell.startswith("`"), cell
-    assert cell.endswith("`"), cell
-    return cell.strip("`")
 
 
 # --- rules ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from werkzeug.wrappers import Request, Response
 
 from bridge import telemetry
 from bridge.config import load
-from bridge.demo.fakes.base import serve
+from bridge.demo.fakes.server import serve
 from bridge.model import utc_now
 from bridge.store.protocol import Filter
 from tests.platforms import Platforms, open_bench, person, serve_platforms, signed, webhook

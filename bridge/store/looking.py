@@ -70,14 +70,16 @@ class Facets:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long the pushes to a target took, ever: pushes of at most so many milliseconds, and all together."""
+    """How long something took at a target, ever: how often at most so many milliseconds, and all together."""
 
     target: str
-    counts: Mapping[int, int]  # upper bound in ms -> pushes above the bound before it; the last bound has no end
+    counts: Mapping[int, int]  # upper bound in ms -> times above the bound before it; the last bound has no end
     total_ms: int
 
 
-LATENCY_BOUNDS_MS = (50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000)  # the keys of `Latency.counts`
+# The keys of `Latency.counts`, for pushes and for lags.
+LATENCY_BOUNDS_MS = (50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000)
+LAG_BOUNDS_MS = (100, 250, 500, 1000, 2500, 5000, 15_000, 60_000, 300_000, 1_800_000, 7_200_000, 86_400_000)
 
 
 # --- targets -------------------------------------------------------------------------------------------------
@@ -199,7 +201,13 @@ class Looking(Protocol):
         """Return what the entries that match have in common."""
         ...
 
-    def latencies(self) -> Sequence[Latency]: ...
+    def latencies(self) -> Sequence[Latency]:
+        """Return how long pushes took."""
+        ...
+
+    def lags(self) -> Sequence[Latency]:
+        """Return for how long contacts were behind: from a change until the target held it, with all waiting."""
+        ...
 
     def queues(self, now: datetime) -> Sequence[Queue]:
         """Return one for each target that has lanes."""

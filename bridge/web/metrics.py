@@ -46,7 +46,16 @@ class StoreCollector(Collector):
                 *_health(self._store.health(now), now),
                 *_queues(self._store.queues(now), self._bursts, now),
                 *_totals(self._store.totals()),
-                _latencies(self._store.latencies()),
+                _times(
+                    "bridge_attempt_duration_seconds",
+                    "How long pushes took, from the first call to the last answer, with waits for the quota.",
+                    self._store.latencies(),
+                ),
+                _times(
+                    "bridge_delivery_lag_seconds",
+                    "For how long contacts were behind: from the change until the target held it, with all waits.",
+                    self._store.lags(),
+                ),
             ]
         except StoreUnavailable:
             yield _up(False)
@@ -126,7 +135,7 @@ def _sources(sources: Sequence[SourceStatus], now: datetime) -> Iterator[Metric]
 def _queues(queues: Sequence[Queue], bursts: Mapping[str, int], now: datetime) -> Iterator[Metric]:
     yield _gauges(
         "bridge_backlog_age_seconds",
-        "For how long the target has been behind with its oldest contact, be that one due, held, or waiting for the "
+        "For how long the target has been behind with its oldest contact, be it due, held, or waiting for the "
         "quota or its next try. 0 when it is behind with none.",
         ["target"],
         [((one.target,), seconds_since(one.oldest_wanted_at or now, now)) for one in queues],
@@ -192,10 +201,9 @@ def _totals(totals: Iterable[Activity]) -> Iterator[Metric]:
     )
 
 
-def _latencies(latencies: Sequence[Latency]) -> Metric:
-    text = "How long pushes took, from the first call to the last answer, with waiting for the quota between them."
-    family = HistogramMetricFamily("bridge_attempt_duration_seconds", text, labels=["target"])
-    for one in sorted(latencies, key=lambda one: one.target):
+def _times(name: str, text: str, times: Sequence[Latency]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=["target"])
+    for one in sorted(times, key=lambda one: one.target):
         family.add_metric([one.target], _buckets(one.counts), sum_value=one.total_ms / 1000)
     return family
 

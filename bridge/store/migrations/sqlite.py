@@ -37,6 +37,15 @@ def looking(db: Database) -> None:
     _index_contacts(db)
 
 
+@MIGRATIONS(name="0003_lag")
+def lag(db: Database) -> None:
+    """Add how long contacts were behind, as ``latency`` has it of pushes."""
+    db.execute(
+        "CREATE TABLE lag (target TEXT NOT NULL, bucket_ms INTEGER NOT NULL, n INTEGER NOT NULL,"
+        " total_ms INTEGER NOT NULL, PRIMARY KEY (target, bucket_ms)) WITHOUT ROWID"
+    )
+
+
 CONTACTS_AT_ONCE = 2000
 
 

@@ -274,6 +274,10 @@ class SqliteStore:
         with self._file.reading() as db:
             return totals.latencies(db)
 
+    def lags(self) -> Sequence[Latency]:
+        with self._file.reading() as db:
+            return totals.lags(db)
+
     def queues(self, now: datetime) -> Sequence[Queue]:
         with self._file.reading() as db:
             return overviews.queues(db, self._lanes, now)

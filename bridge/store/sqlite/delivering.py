@@ -110,6 +110,7 @@ def finish(
         # What was under way when the person was erased must not bring back what was deleted.
         delivery = without_person(delivery, now)
     save_delivery(db, delivery, lanes)
+    totals.count_lag(db, current, delivery)
     if attempt is not None:
         number = (current.attempts if current else 0) + 1
         add_facts(db, salt, [_fact(claimed, attempt, number)])

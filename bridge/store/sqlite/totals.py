@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from sqlite_utils import Database
 
-from bridge.model import AuditEntry
-from bridge.store.looking import LATENCY_BOUNDS_MS, Activity, Facets, Histogram, Latency
+from bridge.model import AuditEntry, Delivery, State
+from bridge.store.looking import LAG_BOUNDS_MS, LATENCY_BOUNDS_MS, Activity, Facets, Histogram, Latency
 from bridge.store.looking import Bar as HistogramBar
 from bridge.store.protocol import Attempt, Filter
 from bridge.store.sqlite.conditions import Conditions
@@ -18,6 +19,7 @@ MINUTE_S, HOUR_S, EVER = 60, 3600, 0  # the lengths of a row's span
 MINUTES_FOR = timedelta(days=2)  # longer spans are told in hours
 MINUTES_KEPT = timedelta(days=3)
 DIMENSIONS = ("kind", "outcome", "source", "target", "error", "status")
+CAUGHT_UP = frozenset({State.SYNCED, State.OPTED_OUT, State.REMOVED})
 ANNOUNCED = "announced"  # of this kind there are totals and no entries
 
 # Monday, 1970-01-05: bars begin at multiples of their length from here, so that a week begins with its Monday.
@@ -68,12 +70,8 @@ def count(db: Database, happened: Iterable[tuple[datetime, Activity]]) -> None:
 
 def count_push(db: Database, target: str, attempt: Attempt) -> None:
     """Add to how long the target's pushes took, and remember how the last one went."""
-    bound = next((one for one in LATENCY_BOUNDS_MS if attempt.duration_ms <= one), LATENCY_BOUNDS_MS[-1])
-    db.execute(
-        "INSERT INTO latency VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE SET n = n + 1,"
-        " total_ms = total_ms + excluded.total_ms",
-        (target, bound, attempt.duration_ms),
-    )
+    took_ms = attempt.duration_ms
+    db.execute(f"INSERT INTO latency {_ONE_MORE}", (target, _bound(LATENCY_BOUNDS_MS, took_ms), took_ms))
     at = attempt.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     if attempt.error is None:
         db.execute(
@@ -88,6 +86,21 @@ def count_push(db: Database, target: str, attempt: Attempt) -> None:
             " last_error = excluded.last_error, last_error_reason = excluded.last_error_reason",
             (target, at, attempt.error, attempt.reason),
         )
+
+
+def count_lag(db: Database, before: Delivery | None, after: Delivery) -> None:
+    """Add for how long a contact was behind, where the push that ended made the target hold what it should."""
+    if before is None or before.wanted_at is None or after.state not in CAUGHT_UP:
+        return
+    lag_ms = max(0, round((after.updated_at - before.wanted_at).total_seconds() * 1000))
+    db.execute(f"INSERT INTO lag {_ONE_MORE}", (after.target, _bound(LAG_BOUNDS_MS, lag_ms), lag_ms))
+
+
+_ONE_MORE = "VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE SET n = n + 1, total_ms = total_ms + excluded.total_ms"
+
+
+def _bound(bounds_ms: Sequence[int], took_ms: int) -> int:
+    return next((one for one in bounds_ms if took_ms <= one), bounds_ms[-1])
 
 
 def prune_minutes(db: Database) -> None:
@@ -199,10 +212,18 @@ def _ceiling(moment: datetime) -> int:
 
 
 def latencies(db: Database) -> list[Latency]:
+    return _times(db.execute("SELECT * FROM latency ORDER BY target"), LATENCY_BOUNDS_MS)
+
+
+def lags(db: Database) -> list[Latency]:
+    return _times(db.execute("SELECT * FROM lag ORDER BY target"), LAG_BOUNDS_MS)
+
+
+def _times(rows: Iterable[sqlite3.Row], bounds_ms: Sequence[int]) -> list[Latency]:
     found: dict[str, dict[int, int]] = {}
     sums: Counter[str] = Counter()
-    for row in db.execute("SELECT * FROM latency ORDER BY target"):
-        found.setdefault(row["target"], dict.fromkeys(LATENCY_BOUNDS_MS, 0))[row["bucket_ms"]] = row["n"]
+    for row in rows:
+        found.setdefault(row["target"], dict.fromkeys(bounds_ms, 0))[row["bucket_ms"]] = row["n"]
         sums[row["target"]] += row["total_ms"]
     return [Latency(target, counts, sums[target]) for target, counts in found.items()]
 
