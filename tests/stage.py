@@ -42,6 +42,7 @@ USERS = {Role.VIEWER: "vera", Role.OPERATOR: "otto", Role.ADMIN: "ada"}
 # Who is who: their number (`person`) by what became of them.
 SYNCED, EDITED, WAITING, AMBIGUOUS, OPTED_OUT, FAILED, RETRYING, ERASED, DELETED, HOSTILE, PRUNED = range(1, 12)
 HOSTILE_NAME = "<script>alert('x')</script> \u202e\u0001 \"quoted\" & " + "long " * 60
+HOSTILE_FIELDS: dict[str, Any] = {"<b>field</b>": "x", "nested": {"a": [1, 2, None]}}
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Stage:
     def cookies(self, role: Role | str = Role.ADMIN) -> dict[str, str]:
         """Return the cookies of a new session of somebody with *role*."""
         with self.session(role) as session:
-            return requests.utils.dict_from_cookiejar(session.cookies)
+            return {cookie.name: cookie.value or "" for cookie in session.cookies}
 
     def session(self, role: Role | str = Role.ADMIN) -> Session:
         """Return a client that is signed in; to be used with ``with``."""
@@ -178,7 +179,7 @@ def _play(folder: Path, platforms: Platforms) -> Template:
         platforms.inbox.add(phone="+525512340004", name="Second")
         for number in (SYNCED, EDITED, AMBIGUOUS, OPTED_OUT, ERASED, DELETED):
             _tell(bench, number)
-        _tell(bench, HOSTILE, name=HOSTILE_NAME, **{"<b>field</b>": "x", "nested": {"a": [1, 2, None]}})
+        _tell(bench, HOSTILE, name=HOSTILE_NAME, **HOSTILE_FIELDS)
         _tell(bench, WAITING, phone="none at all", email="")
         bench.settle()
         _tell(bench, EDITED, name="Grace", note=["a list", 3, None])
