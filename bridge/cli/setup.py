@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -17,8 +18,13 @@ from bridge.cli import FAILED, USAGE, options, output
 from bridge.errors import BridgeError, ConfigError, Problem
 
 if TYPE_CHECKING:
+    from bridge.cli import starter
     from bridge.config import Config, SourceConnection, TargetConnection
     from bridge.process import Loaded
+    from bridge.sources.base import SourceType
+    from bridge.targets.base import TargetType
+
+Type = TypeVar("Type", "SourceType", "TargetType")
 
 EXAMPLE = "bridge.example.toml"
 _VARIABLE = re.compile(r"\$\{?([A-Z][A-Z0-9_]*)")
@@ -28,57 +34,185 @@ _VARIABLE = re.compile(r"\$\{?([A-Z][A-Z0-9_]*)")
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
-def init(folder: Path) -> None:
+@click.option(
+    "--source", "sources", multiple=True, metavar="[NAME=]TYPE", help="A CRM that sends webhooks. May be repeated."
+)
+@click.option(
+    "--target", "targets", multiple=True, metavar="[NAME=]TYPE", help="A platform to keep equal. May be repeated."
+)
+@click.option("--public-url", metavar="URL", default="", help="The URL that the CRM calls, without /hooks.")
+def init(folder: Path, sources: Sequence[str], targets: Sequence[str], public_url: str) -> None:
     """Write a bridge.toml to start from.
 
-    Beside it goes a .env with the variables that it needs, and fresh random values for SECRET_KEY and
-    BRIDGE_API_TOKEN. What is there already is never overwritten. FOLDER is this one unless another is given.
+    On a terminal it asks which CRMs and platforms there are, unless --source and --target say so; elsewhere,
+    without them, it writes an example with HubSpot and Sakari. Beside it goes a .env with the variables that it
+    needs, and fresh random values for SECRET_KEY and BRIDGE_API_TOKEN. What is there already is never overwritten.
+    FOLDER is this one unless another is given.
     """
-    example = (resources.files("bridge") / EXAMPLE).read_text(encoding="utf-8")
     toml, env = folder / "bridge.toml", folder / ".env"
     if os.path.lexists(toml):
         raise click.ClickException(f"There is already {toml}. Nothing was written.")
+    if bool(sources) != bool(targets):
+        raise click.UsageError("Give both --source and --target, each as often as there are CRMs and platforms.")
+    plan = _plan(sources, targets, _checked_url(public_url))
     kept = os.path.lexists(env)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        toml.write_text(example, encoding="utf-8")
+        toml.write_text(plan.toml, encoding="utf-8")
         if not kept:
             # Secrets go into a new file of ours only, never to where somebody's link leads.
             opened = os.open(env, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with os.fdopen(opened, "w", encoding="utf-8") as file:
-                file.write(_environment(example))
+                file.write(_environment(plan))
     except OSError as error:
         raise click.ClickException(f"{error.filename} cannot be written: {error.strerror}.") from error
-    click.echo(f"Written: {toml}" + ("" if kept else f" and {env}") + ". Next:")
-    click.echo(f"  1. Edit {toml}: HubSpot and Sakari are set up in it, the others stand there as comments.")
-    if kept:
-        click.echo(f"  2. {env} was there and is as it was. Add the lines below to it.")
-    else:
-        click.echo(f"  2. Fill in {env}, and keep it out of version control.")
-    click.echo(f"     Load it with: cd {folder.absolute()}; set -a; . ./.env; set +a")
-    click.echo("  3. bridge check --live   looks at everything and calls each platform once, harmlessly")
-    click.echo("  4. bridge url SOURCE     shows the URL to enter in the CRM")
-    click.echo("  5. bridge serve")
-    if kept:
-        click.echo(f"\n{_environment(example)}")
+    _tell_next(plan, toml, env, kept=kept)
 
 
-def _environment(example: str) -> str:
-    """Return the text of a ``.env`` for the variables that *example* uses."""
-    code = "\n".join(line for line in example.splitlines() if not line.lstrip().startswith("#"))
-    used = dict.fromkeys(_VARIABLE.findall(code))
-    used.pop("PUBLIC_URL", None)
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be written. *variables*: those of the file, and what each holds; *sources*: the names of them."""
+
+    toml: str
+    variables: Mapping[str, str]
+    sources: Sequence[str]
+    public_url: str
+    is_example: bool = False
+
+
+def _plan(sources: Sequence[str], targets: Sequence[str], public_url: str) -> Plan:
+    from bridge.cli import starter
+    from bridge.sources import SOURCES
+    from bridge.targets import TARGETS
+
+    if not sources and not _asks():
+        example = (resources.files("bridge") / EXAMPLE).read_text(encoding="utf-8")
+        code = "\n".join(line for line in example.splitlines() if not line.lstrip().startswith("#"))
+        names = [name for name in dict.fromkeys(_VARIABLE.findall(code)) if name != "PUBLIC_URL"]
+        return Plan(example, dict.fromkeys(names, ""), ["hubspot"], public_url, is_example=True)
+    if not sources:
+        sources = _ask("Which CRMs send webhooks?", SOURCES)
+        targets = _ask("Which platforms are to be kept equal?", TARGETS)
+        public_url = public_url or click.prompt(
+            "The URL under which the CRM reaches this bridge, such as https://bridge.example.com (empty: later)",
+            default="",
+            show_default=False,
+            value_proc=_checked_url,
+        )
+    chosen = [_chosen(text, SOURCES, "--source") for text in sources]
+    made = starter.start(_named(chosen), _named([_chosen(text, TARGETS, "--target") for text in targets]))
+    return Plan(made.toml, made.variables, [one.name for one in chosen], public_url)
+
+
+def _asks() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _ask(question: str, types: Mapping[str, Type]) -> list[str]:
+    """Let a person choose from a list, by numbers or names."""
+    click.echo(question)
+    known = list(types)
+    for number, name in enumerate(known, 1):
+        click.echo(f"  {number}  {types[name].title} ({name})")
+
+    def read(text: str) -> list[str]:
+        words = [word for word in re.split(r"[\s,]+", text) if word]
+        names = [
+            known[int(word) - 1] if word.isdecimal() and 0 < int(word) <= len(known) else word for word in words
+        ]
+        if not names:
+            raise click.BadParameter("choose at least one")
+        for name in names:
+            _chosen(name, types, "")
+        return list(dict.fromkeys(names))
+
+    answer: list[str] = click.prompt("Numbers or names, with commas between", value_proc=read)
+    return answer
+
+
+def _chosen(text: str, types: Mapping[str, Type], option: str) -> starter.Chosen[Type]:
+    """Read ``TYPE`` or ``NAME=TYPE``.
+
+    Raises:
+        click.BadParameter: there is no such type, or the name is none.
+    """
+    from bridge.cli import starter
+    from bridge.config.words import did_you_mean, one_of, plain_name
+
+    name, _, type_ = text.rpartition("=")
+    if type_ not in types:
+        hint = did_you_mean(type_, types) or one_of(types)
+        raise click.BadParameter(f"there is no {type_!r}; {hint}", param_hint=option or None)
+    name = name or type_
+    if name != plain_name(name):
+        raise click.BadParameter(
+            f"a name is made of a-z, 0-9, _ and -; call it {plain_name(name)!r}", param_hint=option or None
+        )
+    return starter.Chosen(name, types[type_])
+
+
+def _named(chosen: Sequence[starter.Chosen[Type]]) -> Sequence[starter.Chosen[Type]]:
+    names = [one.name for one in chosen]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"There are two named {name!r}. Name them: --source first={name} and so on.")
+    return chosen
+
+
+def _checked_url(text: str) -> str:
+    """Return *text* as it goes into PUBLIC_URL.
+
+    Raises:
+        click.BadParameter: it is no URL that a CRM could call.
+    """
+    from bridge.config.words import url_problem
+
+    url = text.strip().rstrip("/").removesuffix("/hooks")
+    if url and (found := url_problem(url)):
+        raise click.BadParameter("; ".join(part for part in found if part), param_hint="--public-url")
+    return url
+
+
+def _environment(plan: Plan) -> str:
+    """Return the text of a ``.env`` with the variables of *plan*."""
+    given = [(f"# {what}\n" if what else "") + f"{name}=\n" for name, what in plan.variables.items()]
     return "".join(
         (
             "# What bridge.toml takes from the environment. Keep this file to yourself.\n",
-            "# The URL that senders call, such as https://bridge.example.com; some sign it.\nPUBLIC_URL=\n",
-            *(f"{name}=\n" for name in used),
+            "# The URL that senders call, such as https://bridge.example.com; some sign it.\n",
+            f"PUBLIC_URL={plan.public_url}\n",
+            *given,
             f"\n# Made for you. Changing it ends the URLs with tokens.\nSECRET_KEY={secrets.token_urlsafe(32)}\n",
             f"# Opens /api/v1 and /metrics.\nBRIDGE_API_TOKEN={secrets.token_urlsafe(32)}\n",
             "\n# A path with four slashes is absolute. The disk must be one that stays.\n",
             "# DATABASE_URL=sqlite:////var/lib/bridge/bridge.db\n# PORT=8000\n",
         )
     )
+
+
+def _tell_next(plan: Plan, toml: Path, env: Path, *, kept: bool) -> None:
+    click.echo(f"Written: {toml}" + ("" if kept else f" and {env}") + ". Next:")
+    if plan.is_example:
+        click.echo(f"  1. Edit {toml}: HubSpot and Sakari are set up in it, the others stand there as comments.")
+    else:
+        click.echo(f"  1. Read {toml} and change the rules: they say which of the CRM's fields goes where.")
+    names = ["PUBLIC_URL", *plan.variables]
+    missing = ", ".join(name for name in names if not (name == "PUBLIC_URL" and plan.public_url))
+    if kept:
+        click.echo(f"  2. {env} was there and is as it was. Add the lines below to it.")
+    else:
+        click.echo(f"  2. Fill in {env}, and keep it out of version control. It lacks {missing}.")
+    click.echo(f"     Load it with: cd {toml.parent.absolute()}; set -a; . ./.env; set +a")
+    click.echo("  3. bridge check --live   looks at everything and calls each platform once, harmlessly")
+    click.echo("  4. bridge serve")
+    for number, name in enumerate(plan.sources, 5):
+        click.echo(f"  {number}. Let {name} call {plan.public_url or '$PUBLIC_URL'}/hooks/{name}")
+    click.echo(
+        "     What to click in the CRM is in docs/sources; `bridge url SOURCE` shows the URL again, and the"
+    )
+    click.echo("     one with a secret token, for a source that wants one.")
+    if kept:
+        click.echo(f"\n{_environment(plan)}")
 
 
 # --- check -------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ class BridgeSettings:
         default="",
         metadata={
             "help": "two letters such as 'US': where phone numbers without a country code are from. "
-            "Without it such a number is an error of its field"
+            "Without it such a number is an error of its field",
+            "example": "US",
         },
     )
     retention_days: int = field(

@@ -125,6 +125,9 @@ class SourceType:
     # Where the usual things about a person are, for the first rules that `bridge init` writes: email, phone, mobile,
     # first_name, last_name, name, opt_out.
     usual: Mapping[str, str] = field(default_factory=lambda: USUAL)
+    # Where the usual things about a person are, for the first rules that `bridge init` writes: email, phone,
+    # mobile, first_name, last_name, name, opt_out.
+    usual: Mapping[str, str] = field(default_factory=lambda: USUAL)
     keeps_others: bool = False  # the configuration may name any header, so all are kept but those that are secret
     accepted: Answer | None = None  # what this sender must read to believe that it was heard; None: bridge's JSON
     # The answer to a question that is asked when the URL is registered, None when the request is none. It is

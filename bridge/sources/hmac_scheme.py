@@ -55,7 +55,9 @@ class Timestamp:
 class Settings:
     """A sender that signs with a shared secret."""
 
-    secrets: tuple[Secret, ...] = field(metadata={"help": "new first, old next: rotation without downtime"})
+    secrets: tuple[Secret, ...] = field(
+        metadata={"help": "the shared secret; several while it is being changed: new first, old next"}
+    )
     signature: Signature
     timestamp: Timestamp | None = None
     payload: Payload = field(default_factory=Payload)

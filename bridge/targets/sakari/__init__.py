@@ -38,7 +38,9 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 class Settings:
     """The section of one Sakari account in ``bridge.toml``."""
 
-    account_id: str = field(metadata={"help": "The account id, beside the API credentials in hub.sakari.io."})
+    account_id: str = field(
+        metadata={"help": "The account id, beside the API credentials in hub.sakari.io.", "variable": "ACCOUNT"}
+    )
     client_id: Secret = field(metadata={"help": "The client id of the API credentials."})
     client_secret: Secret = field(metadata={"help": "The client secret of the API credentials."})
     api_base: str = field(
