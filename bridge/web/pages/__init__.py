@@ -9,7 +9,7 @@ from flask import Blueprint, Flask, Response, abort, request, send_from_director
 from flask.typing import ResponseReturnValue
 
 from bridge.web import problem
-from bridge.web.pages import access, account, audit, contacts, exporting, failures
+from bridge.web.pages import access, account, audit, contacts, exporting, failures, webhooks
 from bridge.web.pages.site import Site, set_up
 
 # Everything that may be seen only by who is signed in. A page is a module and a line here.
@@ -19,6 +19,7 @@ PAGES: tuple[Callable[[Site], Blueprint], ...] = (
     exporting.blueprint,
     contacts.blueprint,
     failures.blueprint,
+    webhooks.blueprint,
 )
 
 MACHINES = ("/api/", "/hooks/", "/healthz", "/readyz", "/metrics", "/assets/")  # they read no HTML

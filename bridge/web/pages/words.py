@@ -151,6 +151,17 @@ def pretty(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
+# Characters that show nothing, or turn the text beside them around. Joiners are part of scripts, and of emoji.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+)
+
+
+def visible(text: str) -> str:
+    """Return *text* with what cannot be seen in it spelt out, as JSON spells it."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 # --- addresses -----------------------------------------------------------------------------------------------
 
 # What a browser or a server would read as another path than was meant.
@@ -175,5 +186,6 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "number": number,
     "shown": shown,
     "pretty": pretty,
+    "visible": visible,
 }
 GLOBALS: Mapping[str, Any] = {"mark": mark, "when": when, "count": count, "contact_url": contact_url}
