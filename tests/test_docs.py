@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +15,13 @@ import click
 import pytest
 
 from bridge.cli import COMMANDS, main
+from bridge.config import load
+from bridge.demo.fakes.base import Call
 from bridge.expressions import _ENVIRONMENT, Expression
+from bridge.model import utc_now
 from bridge.values import BadValue
 from tests.following import DOCS, ROOT, code, name_of, table
+from tests.platforms import open_bench, serve_platforms, signed, webhook
 
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
@@ -158,3 +162,48 @@ def test_a_command_on_a_page_exists_with_its_options(page: str, arguments: list[
     real = {option for parameter in command.params for option in parameter.opts}
     used = {one.partition("=")[0] for one in given if re.match(r"--?[a-z]", one)}
     assert used <= real | {"--help"}, f"{page} calls bridge {' '.join(arguments)}"
+
+
+# --- what is sent --------------------------------------------------------------------------------------------
+
+
+def told(calls: Iterable[Call]) -> str:
+    """Return calls as the pages show them: without secrets, and with ``<id>`` for ids that a platform draws."""
+    lines = []
+    for call in calls:
+        lines.append(f"{call.method} {call.path}")
+        if call.json is not None:
+            said = {**call.json} if "client_secret" not in call.json else {"grant_type": "client_credentials"}
+            lines.append(f"     {json.dumps(said)}")
+    uuid = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    return re.sub(uuid, "<id>", "\n".join(lines)) + "\n"
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """Return by target what was sent for a new contact, and then for another name and e-mail address."""
+    folder = tmp_path_factory.mktemp("sent")
+    ada = {"id": "84001", "email": "ada@example.com", "phone": "+525512340001", "name": "Ada", "surname": "King"}
+    with serve_platforms() as platforms, pytest.MonkeyPatch.context() as patched:
+        for name, value in platforms.environ.items():
+            patched.setenv(name, value)
+        with open_bench(folder, load(platforms.write_config(folder))) as bench:
+            made: list[dict[str, int]] = [dict.fromkeys(platforms.fakes, 0)]
+            for number, data in enumerate((ada, {**ada, "name": "Ada Augusta", "email": "ada@new.example"})):
+                bench.receive(signed(bench.config, webhook("changed", data, utc_now()), f"msg_{number}"))
+                bench.settle()
+                made.append({name: len(fake.calls) for name, fake in platforms.fakes.items()})
+        return {
+            name: (told(fake.calls[: made[1][name]]), told(fake.calls[made[1][name] :]))
+            for name, fake in platforms.fakes.items()
+        }
+
+
+TARGET_PAGES = {"marketing": "activecampaign", "sms": "sakari", "inbox": "clerk_chat", "register": "artu"}
+
+
+@pytest.mark.parametrize("target", TARGET_PAGES)
+def test_a_targets_page_shows_what_is_sent(target: str, sent: dict[str, tuple[str, str]]) -> None:
+    page = (DOCS / "targets" / f"{TARGET_PAGES[target]}.md").read_text("utf-8")
+    section = page.partition("\n## What is sent\n")[2].partition("\n## ")[0]
+    assert tuple(re.findall(r"(?s)```text\n(.*?)```", section)) == sent[target]
