@@ -72,8 +72,8 @@ def test_init_asks_at_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     typed = f"9\nhubspott\n1, pipedrive\n\n{targets.index('sakari') + 1} artu\nhttp://bridge.example.com\n{PUBLIC_URL}/\n"
     result = bridge("init", str(tmp_path), typed=typed)
     assert result.exit_code == 0, result.output
-    for type_ in (*SOURCES.values(), *TARGETS.values()):
-        assert type_.title in result.output
+    for title in (*(one.title for one in SOURCES.values()), *(one.title for one in TARGETS.values())):
+        assert title in result.output
     assert "there is no 'hubspott'; did you mean 'hubspot'?" in result.output
     assert "there is no '9'" in result.output
     assert "begins with http://" in result.output

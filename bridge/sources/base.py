@@ -122,9 +122,6 @@ class SourceType:
     # the connection's name. The type's page in docs/sources says the same. *manual* is the vendor's own page.
     steps: tuple[str, ...] = ()
     manual: str = ""
-    # Where the usual things about a person are, for the first rules that `bridge init` writes: email, phone, mobile,
-    # first_name, last_name, name, opt_out.
-    usual: Mapping[str, str] = field(default_factory=lambda: USUAL)
     # Where the usual things about a person are, for the first rules that `bridge init` writes: email, phone,
     # mobile, first_name, last_name, name, opt_out.
     usual: Mapping[str, str] = field(default_factory=lambda: USUAL)
