@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 MISSING = (
     "{} is set, but this bridge was installed without OpenTelemetry, so no traces are sent. "
-    "Everything else works. To have them: pip install 'bridge[otel]'"
+    "Everything else works. To have them: pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
 )
 LAST_S = 3.0  # for a collector to take the last spans; platforms give a process ten seconds to end
 

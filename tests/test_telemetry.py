@@ -122,7 +122,7 @@ def test_an_installation_without_the_extra_says_how_to_get_it(name: str, monkeyp
     [told] = logged
     assert (told["event"], told["log_level"]) == ("telemetry.missing", "warning")
     assert name in told["reason"]
-    assert "pip install 'bridge[otel]'" in told["reason"]
+    assert "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http" in told["reason"]
 
 
 def test_the_sdks_own_switch_is_heeded() -> None:
