@@ -31,7 +31,8 @@ from bridge.store.looking import Role, User
 from bridge.store.protocol import Refusal
 from bridge.store.sqlite import SqliteStore
 from bridge.web.pages.access import hashed, login_path
-from tests.platforms import PUBLIC_URL, Bench, Platforms, open_bench, person, serve_platforms, signed, webhook
+from bridge.worker import Worker
+from tests.platforms import PUBLIC_URL, Bench, OnTheSpot, Platforms, open_bench, person, serve_platforms, signed, webhook
 from tests.processes import free_port
 
 SECRET_KEY = "a-secret-key-for-tests"
@@ -69,6 +70,15 @@ class Stage:
         answer = session.submit(path, next="/account")
         assert answer.status_code == 200, answer.text
         return session
+
+    def work(self) -> None:
+        """Do all that a worker would do, now and later, on the spot."""
+        worker = Worker(self.config, self.store, OnTheSpot(), clock=lambda: utc_now() + self.ahead[0])
+        worker.start()
+        try:
+            Bench(self.config, self.store, worker, self.ahead).settle()
+        finally:
+            worker.stop(0)
 
 
 class Session(requests.Session):
