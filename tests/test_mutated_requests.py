@@ -48,7 +48,7 @@ import sys
 from pathlib import Path
 from bridge.process import load, run_web
 from bridge.web import server
-server.READ_DEADLINE_S = 3.0  # nobody likes to wait for the real ones
+server.READ_DEADLINE_S = 1.5  # nobody likes to wait for the real ones
 server.SEND_TIMEOUT_S = 0.5
 server.LINGER_S = 0.2
 loaded = load(Path(sys.argv[1]))
