@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,8 +16,11 @@ from bridge.cli import main, setup
 from bridge.cli.starter import Chosen, rules_for, start
 from bridge.config import load
 from bridge.config.model import BridgeSettings
+from bridge.demo.fakes.activecampaign import API_KEY as ACTIVECAMPAIGN_KEY
+from bridge.demo.fakes.hubspot import HubSpot
 from bridge.sources import SOURCES
 from bridge.targets import TARGETS
+from tests.platforms import Platforms, serve_platforms
 
 PUBLIC_URL = "https://bridge.example.com"
 # What a variable of .env may hold, by the end of its name; most take anything.
@@ -107,3 +112,130 @@ def test_a_wrong_choice_writes_nothing(arguments: list[str], said: str, tmp_path
     assert result.exit_code == 2
     assert said in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+# --- check --live -------------------------------------------------------------------------------------------
+
+TOML = """
+[bridge]
+public_url = "https://bridge.example.com"
+
+[sources.crm]
+type = "hubspot"
+secrets = ["$CRM_SECRET"]
+token = "$CRM_TOKEN"
+api_base = "{crm}"
+
+[sources.shop]
+type = "standard_webhooks"
+secrets = ["$SHOP_SECRET"]
+
+[targets.marketing]
+type = "activecampaign"
+base_url = "{marketing}"
+api_key = "$MARKETING_KEY"
+
+[targets.sms]
+type = "sakari"
+account_id = "$SMS_ACCOUNT"
+client_id = "$SMS_ID"
+client_secret = "$SMS_SECRET"
+api_base = "{sms}"
+
+[targets.inbox]
+type = "clerk_chat"
+api_key = "$INBOX_KEY"
+api_base = "{inbox}"
+
+[targets.register]
+type = "artu"
+api_key = "${{REGISTER_KEY}}"
+environment = "test"
+api_base = "{register}"
+"""
+
+
+@pytest.fixture(scope="module")
+def platforms() -> Iterator[Platforms]:
+    with serve_platforms() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def crm() -> Iterator[tuple[HubSpot, str]]:
+    fake = HubSpot()
+    with fake.serve() as url:
+        yield fake, url
+
+
+@pytest.fixture
+def environ(
+    platforms: Platforms, crm: tuple[HubSpot, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """Have a configuration of everything here, and return the variables that are right for it."""
+    fake, url = crm
+    (tmp_path / "bridge.toml").write_text(TOML.format(crm=url, **platforms.urls))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BRIDGE_CONFIG", raising=False)
+    right = {
+        "CRM_SECRET": "a-client-secret",
+        "CRM_TOKEN": fake.bearer,
+        "SHOP_SECRET": FITTING["STANDARD_WEBHOOKS_SECRET"],
+        "MARKETING_KEY": ACTIVECAMPAIGN_KEY,
+        "SMS_ACCOUNT": platforms.sms.account,
+        "SMS_ID": platforms.sms.client_id,
+        "SMS_SECRET": platforms.sms.client_secret,
+        "INBOX_KEY": platforms.inbox.key,
+        "REGISTER_KEY": platforms.register.key,
+    }
+    for name, value in right.items():
+        monkeypatch.setenv(name, value)
+    return right
+
+
+def test_check_live_tries_every_credential(environ: dict[str, str]) -> None:
+    result = bridge("check", "--live")
+    assert result.exit_code == 0, result.output
+    names = ("targets.marketing", "targets.sms", "targets.inbox", "targets.register", "sources.crm")
+    assert re.findall(r"^(ok|FAILED) +(\S+):", result.stdout, re.MULTILINE) == [("ok", name) for name in names]
+    assert "sources.shop: nothing to call" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "connection", "named"),
+    [
+        ("CRM_TOKEN", "sources.crm", ["CRM_TOKEN"]),
+        ("MARKETING_KEY", "targets.marketing", ["MARKETING_KEY"]),
+        ("SMS_ACCOUNT", "targets.sms", ["SMS_ACCOUNT", "SMS_ID", "SMS_SECRET"]),
+        ("SMS_SECRET", "targets.sms", ["SMS_ACCOUNT", "SMS_ID", "SMS_SECRET"]),
+        ("INBOX_KEY", "targets.inbox", ["INBOX_KEY"]),
+        ("REGISTER_KEY", "targets.register", ["REGISTER_KEY"]),
+    ],
+)
+def test_check_live_names_the_variable_that_is_wrong(
+    wrong: str, connection: str, named: list[str], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(wrong, "not-the-right-one")
+    result = bridge("check", "--live")
+    assert result.exit_code == 1
+    (failed,) = re.findall(
+        r"^FAILED +(\S+): .*\n +fix: look at (.*) in the environment; docs/(\S+)", result.stdout, re.MULTILINE
+    )
+    assert failed[:2] == (connection, ", ".join(named))
+    assert (Path(__file__).parents[1] / "docs" / failed[2]).is_file()
+    assert not [name for name, value in environ.items() if "ACCOUNT" not in name and value in result.output]
+
+
+def test_check_live_tells_a_missing_scope_from_a_wrong_token(
+    environ: dict[str, str], crm: tuple[HubSpot, str], platforms: Platforms
+) -> None:
+    crm[0].trouble(status=403, body={"category": "MISSING_SCOPES"}, times=1)
+    trouble = platforms.inbox.trouble(status=503, times=5)
+    told = json.loads(bridge("check", "--live", "--json").stdout)
+    trouble.times = 0
+    failed = {one["name"]: one for one in told["live"] if not one["ok"]}
+    assert set(failed) == {"sources.crm", "targets.inbox"}
+    assert "lacks the scope crm.objects.contacts.read" in failed["sources.crm"]["said"]
+    assert "CRM_TOKEN" in failed["sources.crm"]["fix"]
+    assert "CRM_SECRET" not in failed["sources.crm"]["fix"]
+    assert failed["targets.inbox"]["fix"].startswith("try again a little later")

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from bridge.cli import FAILED, USAGE, options, output
-from bridge.errors import BridgeError, ConfigError, Problem
+from bridge.errors import BridgeError, ConfigError, Problem, Retryable
 
 if TYPE_CHECKING:
     from bridge.cli import starter
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Type = TypeVar("Type", "SourceType", "TargetType")
 
 EXAMPLE = "bridge.example.toml"
+PROOFS = ("secrets", "credentials")  # settings of sources that a webhook is proven by
+PASSING = ("unavailable", "rate_limited", "nonsense")  # classes of a platform's own troubles
 _VARIABLE = re.compile(r"\$\{?([A-Z][A-Z0-9_]*)")
 
 # --- init --------------------------------------------------------------------------------------------------
@@ -225,6 +228,7 @@ class Answer:
     name: str  # "targets.sms"
     ok: bool
     said: str
+    fix: str = ""
 
 
 @click.command()
@@ -284,17 +288,24 @@ def _tell(loaded: Loaded, answers: list[Answer]) -> None:
         click.echo(f"  {route.source} -> {route.target}: {output.count(len(route.fields), 'field')}")
     for answer in answers:
         click.echo(f"{'ok    ' if answer.ok else 'FAILED'}  {answer.name}: {answer.said}")
+        if answer.fix:
+            click.echo(f"        fix: {answer.fix}")
+    unasked = sorted({f"sources.{name}" for name in config.sources} - {answer.name for answer in answers})
+    if answers and unasked:
+        click.echo(
+            f"        {', '.join(unasked)}: nothing to call; the first webhook shows whether the secret is right."
+        )
 
 
 def _live(config: Config) -> Iterator[Answer]:
     for target in config.targets.values():
-        yield _call_target(target)
+        yield _call_target(config, target)
     for source in config.sources.values():
         if source.source.can_read() and source.type.read_base_url is not None:
-            yield _call_source(source, source.type.read_base_url(source.settings))
+            yield _call_source(config, source, source.type.read_base_url(source.settings))
 
 
-def _call_target(connection: TargetConnection) -> Answer:
+def _call_target(config: Config, connection: TargetConnection) -> Answer:
     from bridge.outbound import Api, new_session
 
     name = f"targets.{connection.name}"
@@ -302,10 +313,11 @@ def _call_target(connection: TargetConnection) -> Answer:
         try:
             return Answer(name, ok=True, said=connection.target.check(Api(connection.base_url, session=session)))
         except BridgeError as error:
-            return Answer(name, ok=False, said=str(error))
+            fix = _fix(error, config, f"targets/{connection.type.name}.md", "targets", connection.name)
+            return Answer(name, ok=False, said=str(error), fix=fix)
 
 
-def _call_source(connection: SourceConnection, base_url: str) -> Answer:
+def _call_source(config: Config, connection: SourceConnection, base_url: str) -> Answer:
     """Ask the CRM for a record that is hardly there: only whether we may ask is of interest."""
     from bridge.model import RecordKey
     from bridge.outbound import Api, new_session
@@ -315,5 +327,25 @@ def _call_source(connection: SourceConnection, base_url: str) -> Answer:
         try:
             connection.source.read(Api(base_url, session=session), [RecordKey(connection.name, "1")], [])
         except BridgeError as error:
-            return Answer(name, ok=False, said=str(error))
-    return Answer(name, ok=True, said=f"{connection.type.title} lets us read contacts.")
+            fix = _fix(error, config, f"sources/{connection.type.name}.md", "sources", connection.name)
+            return Answer(name, ok=False, said=str(error), fix=fix)
+    return Answer(name, ok=True, said=f"{connection.type.title} takes the token and lets us read contacts.")
+
+
+def _fix(error: BridgeError, config: Config, page: str, section: str, name: str) -> str:
+    """Return what a person can do about *error*, which a platform answered to the connection *name*."""
+    if isinstance(error, Retryable) and error.code in PASSING:
+        return "try again a little later; bridge would do so by itself"
+    names = _variables(config, section, name)
+    where = f"look at {', '.join(names)} in the environment" if names else f"look at [{section}.{name}]"
+    return f"{where}; docs/{page} says where to find what belongs there, and which rights it needs"
+
+
+def _variables(config: Config, section: str, name: str) -> list[str]:
+    """Return the variables that hold what a connection calls with. What proves webhooks does not belong to it."""
+    from bridge.config.document import variables
+
+    if config.path is None:
+        return []
+    table = tomllib.loads(config.path.read_text(encoding="utf-8"))[section][name]
+    return sorted(variables({key: value for key, value in table.items() if key not in PROOFS}))

@@ -341,10 +341,15 @@ class HubSpot:
             raise SourceUnavailable(f"HubSpot cannot be read: {error}") from error
 
     def _refuse(self, reply: Reply) -> NoReturn:
-        if reply.status in {401, 403}:
+        if reply.status == 401:
             raise SourceUnavailable(
-                f"HubSpot refuses the token of {self.name} (HTTP {reply.status}). Contacts are read again once it "
-                "is replaced by one with the scope crm.objects.contacts.read."
+                f"HubSpot refuses the token of {self.name} (HTTP 401): it is wrong, was replaced or has run out. "
+                "Contacts are read again once there is a good one, with the scope crm.objects.contacts.read."
+            )
+        if reply.status == 403:
+            raise SourceUnavailable(
+                f"HubSpot refuses the token of {self.name} (HTTP 403): the app lacks the scope "
+                "crm.objects.contacts.read. Contacts are read again once it has it."
             )
         if reply.status == 429:
             raise SourceUnavailable(
