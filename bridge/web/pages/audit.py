@@ -127,7 +127,14 @@ def listed(names: Sequence[str], most: int = NAMES_SHOWN) -> str:
 
 # --- the chart -----------------------------------------------------------------------------------------------
 
-LAYERS = ("good", "idle", "busy", "warn", "bad")  # of a bar, from the bottom
+# Of a bar, from the bottom.
+LAYERS: Mapping[str, str] = {
+    "good": "done",
+    "idle": "nothing to do",
+    "busy": "on its way",
+    "warn": "waiting, or to be tried again",
+    "bad": "went wrong",
+}
 WIDTH, HEIGHT = 1000, 100
 
 
@@ -158,6 +165,7 @@ class Chart:
     complete: bool
     since: datetime
     until: datetime
+    legend: Sequence[tuple[str, str]]  # tone and word of what is in it
     pick: str  # the URL of a picked range, with FROM and TO in it
 
 
@@ -183,7 +191,8 @@ def chart_of(histogram: Histogram, address: Address, since: datetime, until: dat
         )
     pick = address.url("", **{"from": "FROM", "to": "TO"})
     total = sum(sum(one.values()) for one in sums)
-    return Chart(bars, total, histogram.complete, since, until, pick)
+    legend = [(tone, word) for tone, word in LAYERS.items() if any(tones.get(tone) for tones in sums)]
+    return Chart(bars, total, histogram.complete, since, until, legend, pick)
 
 
 def exact(moment: datetime) -> str:
