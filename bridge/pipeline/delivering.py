@@ -98,7 +98,14 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
     except (LostLane, StoreUnavailable):
         raise
     except Exception as failure:  # an answer that our adapter chokes on is the platform's nonsense
-        log.bug("delivery.adapter_failed", failure, target=claimed.target, source_id=claimed.key.source_id)
+        key = claimed.key
+        log.bug(
+            "delivery.adapter_failed",
+            failure,
+            target=claimed.target,
+            source=key.source,
+            source_id=key.source_id,
+        )
         name = connection.type.title
         message = f"{name} answered something that bridge does not understand ({type(failure).__name__})."
         error = Retryable(message, code="nonsense", maybe_done=True)
