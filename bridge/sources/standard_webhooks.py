@@ -20,6 +20,7 @@ from bridge.sources.payload import Delivery, Mapped, Payload, sample
 from bridge.sources.reading import event_key
 
 NAMES = ("webhook", "svix")  # of the header sets: the standard's, and Svix's older one
+STANDARD = ("webhook-id", "webhook-timestamp", "webhook-signature")
 KEPT_HEADERS = ("webhook-id", "svix-id", "content-type", "user-agent")
 
 
@@ -94,8 +95,7 @@ def _credential(names: str, secret: Secret) -> signing.Credential:
 
 def _names(headers: Mapping[str, str]) -> str:
     """Return which header set counts: Svix's only where there is nothing of the standard's."""
-    standard = any(f"webhook-{part}" in headers for part in ("id", "timestamp", "signature"))
-    return "webhook" if standard or "svix-id" not in headers else "svix"
+    return "svix" if "svix-id" in headers and headers.keys().isdisjoint(STANDARD) else "webhook"
 
 
 SOURCE = SourceType(

@@ -1,20 +1,19 @@
 """One commit for all that arrived meanwhile: a sync to disk costs the same for one receipt as for fifty.
 
-Request threads hand over what came and wait; one thread writes. While it commits, the next batch gathers, so that
-nobody waits for a timer and a lone request is written at once.
+Whoever received something hands it over, and waits or is told later; one thread writes. While it commits, the next
+batch gathers, so that nobody waits for a timer and a lone request is written at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
 from bridge.errors import StoreUnavailable
@@ -39,14 +38,18 @@ class Trouble:
     at: float
 
 
-class _Waiting:
-    """A receipt in the queue, and where its waiter learns what became of it."""
+Stored = Received | StoreUnavailable  # what became of a receipt
 
-    __slots__ = ("future", "inbound")
 
-    def __init__(self, inbound: NewInbound) -> None:
+class Pending:
+    """A receipt on its way to disk. Its sender is told once: by the writer, or when patience is over."""
+
+    __slots__ = ("inbound", "settled", "tell")
+
+    def __init__(self, inbound: NewInbound, tell: Callable[[Stored], None]) -> None:
         self.inbound = inbound
-        self.future: Future[Received] = Future()
+        self.tell = tell
+        self.settled = False  # guarded by the lock of the GroupCommit
 
 
 class GroupCommit:
@@ -80,24 +83,52 @@ class GroupCommit:
             StoreUnavailable: it could not be stored, or not in time; in the latter case it may be stored yet, and
                 what the sender repeats then is a duplicate.
         """
-        waiting = _Waiting(inbound)
+        told: queue.SimpleQueue[Stored] = queue.SimpleQueue()
+        pending = self.submit(inbound, told.put)
+        self.write()
+        try:
+            stored = told.get(timeout=self._wait_s)
+        except queue.Empty:
+            self.give_up(pending)
+            stored = told.get()
+        if isinstance(stored, StoreUnavailable):
+            raise stored
+        return stored
+
+    def submit(self, inbound: NewInbound, tell: Callable[[Stored], None]) -> Pending:
+        """Have *inbound* stored. *tell* is called once, by the writer or by `give_up`; it must not block or raise.
+
+        Raises:
+            StoreUnavailable: it is not taken at all, and *tell* is not called.
+        """
+        pending = Pending(inbound, tell)
         with self._ready:
             if self._closed:
                 raise StoreUnavailable("Bridge is stopping; the sender tries again.")
             if len(self._queue) >= QUEUE or self._queued_bytes >= QUEUE_BYTES:
                 raise StoreUnavailable("Too many requests wait to be stored; the sender tries again.")
-            self._queue.append(waiting)
+            self._queue.append(pending)
             self._queued_bytes += len(inbound.body)
+        return pending
+
+    def write(self) -> None:
+        """Have what was submitted written now."""
+        with self._ready:
             self._awake()
-        try:
-            return waiting.future.result(self._wait_s)
-        except FutureTimeoutError:
-            # Nobody waits for it any more: if it is still in the queue, it is not written.
-            if not waiting.future.cancel() and waiting.future.done():
-                return waiting.future.result()
-            why = "The database did not store the request in time; the sender tries again."
-            self._note(why)
-            raise StoreUnavailable(why) from None
+
+    def give_up(self, pending: Pending) -> None:
+        """Tell *pending* that it took too long, unless it was told already.
+
+        If it is still in the queue it is not written; if it is being written, what the sender repeats is a
+        duplicate.
+        """
+        with self._ready:
+            if pending.settled:
+                return
+            pending.settled = True
+        why = "The database did not store the request in time; the sender tries again."
+        self._note(why)
+        pending.tell(StoreUnavailable(why))
 
     def refuse(self, refusal: Refusal) -> None:
         """Have *refusal* counted with the next commit. Returns at once; beyond a bound it is lost."""
@@ -123,7 +154,7 @@ class GroupCommit:
 
     def _reset(self) -> None:
         self._ready = threading.Condition()
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Pending] = deque()
         self._queued_bytes = 0
         self._refusals: list[Refusal] = []
         self._writer: threading.Thread | None = None
@@ -150,49 +181,58 @@ class GroupCommit:
             if refusals:
                 self._count(refusals)
 
-    def _next_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _next_batch(self) -> list[Pending]:
+        batch: list[Pending] = []
         size = 0
         while self._queue and len(batch) < BATCH and size < BATCH_BYTES:
-            waiting = self._queue.popleft()
-            size += len(waiting.inbound.body)
-            if waiting.future.set_running_or_notify_cancel():
-                batch.append(waiting)
+            pending = self._queue.popleft()
+            size += len(pending.inbound.body)
+            if not pending.settled:
+                batch.append(pending)
         self._queued_bytes -= size
         return batch
 
-    def _commit(self, batch: Sequence[_Waiting]) -> None:
+    def _commit(self, batch: Sequence[Pending]) -> None:
         if not batch:
             return
         try:
-            stored = self._receive([waiting.inbound for waiting in batch])
+            stored = self._receive([pending.inbound for pending in batch])
         except StoreUnavailable as error:
             self._note(str(error))
-            _fail(batch, str(error))
+            self._fail(batch, str(error))
         except Exception as error:
             if len(batch) > 1:  # one of them is unfit; the others shall not suffer from it
-                for waiting in batch:
-                    self._commit([waiting])
+                for pending in batch:
+                    self._commit([pending])
             else:
-                _fail(batch, f"The request cannot be stored ({type(error).__name__}, a bug of bridge).", error)
+                why = f"The request cannot be stored ({type(error).__name__}, a bug of bridge)."
+                self._fail(batch, why, error)
         else:
             self._trouble = None
-            for waiting, received in zip(batch, stored, strict=True):
-                waiting.future.set_result(received)
+            self._tell(batch, stored)
             if not all(received.duplicate for received in stored):
                 with contextlib.suppress(Exception):  # a ring that is lost costs time only: the worker sweeps
                     self._committed()
 
+    def _fail(self, batch: Sequence[Pending], why: str, cause: Exception | None = None) -> None:
+        errors = [
+            StoreUnavailable(why) for _ in batch
+        ]  # one each: a traceback is bound to the thread that raises it
+        for error in errors:
+            error.__cause__ = cause
+        self._tell(batch, errors)
+
+    def _tell(self, batch: Sequence[Pending], stored: Sequence[Stored]) -> None:
+        with self._ready:
+            waiting = [(one, what) for one, what in zip(batch, stored, strict=True) if not one.settled]
+            for pending, _ in waiting:
+                pending.settled = True
+        for pending, what in waiting:
+            pending.tell(what)
+
     def _count(self, refusals: Sequence[Refusal]) -> None:
         with contextlib.suppress(Exception):  # a count is worth nothing beside the webhooks that wait behind it
             self._refuse(refusals)
-
-
-def _fail(batch: Sequence[_Waiting], why: str, cause: Exception | None = None) -> None:
-    for waiting in batch:
-        error = StoreUnavailable(why)  # one each: a traceback is bound to the thread that raises it
-        error.__cause__ = cause
-        waiting.future.set_exception(error)
 
 
 _ALL: weakref.WeakSet[GroupCommit] = weakref.WeakSet()

@@ -15,14 +15,15 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
 from gunicorn.http.errors import InvalidHeader, UnsupportedTransferCoding
-from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
+from gunicorn.workers.gthread import _DEFER, TConn
 
 from bridge import log
+from bridge.web.express import ExpressWorker
 
-# Why threads, and how many. One writer thread commits what the request threads hand over; with SQLite a second
-# process only shares the turns at writing. Measured on a 2-core machine that was busy with other work: signed
-# HubSpot webhooks of 1 KB over 16 and 64 connections, each run right after a Flask route that does nothing (null)
-# under the same settings; two or three runs each, lowest to highest:
+# Threads serve all that `express` does not take in by itself. How many there are hardly matters for speed, so there
+# are enough of them to bear a few slow senders. Of ways to take in webhooks, these were tried before it, with a
+# thread for each that waits for the writer (signed, 1 KB; against a Flask route that does nothing on the same
+# server, called null; two or three runs each on a busy 2-core machine, lowest to highest):
 #
 #   processes x threads   null/s        stored durably/s   ratio      p99 at 64 connections
 #   1 x 8                 1,300-1,580   530-710            0.39-0.48  120-180 ms
@@ -30,13 +31,12 @@ from bridge import log
 #   1 x 32                  950-1,410   570-810            0.48-0.75  130-200 ms
 #   2 x 16                1,780-2,660   670-1,130          0.27-0.48   90-180 ms
 #
-# The number of threads hardly matters for speed, so there are enough of them to bear a few slow senders. What
-# limits it is the writer: every statement gives the interpreter's lock away and waits for it again.
+# With SQLite a second process only shares the turns at writing. A shorter switch interval of the interpreter gave
+# nothing.
 THREADS = 32
 READ_DEADLINE_S = 20.0  # for a whole request to arrive; a sender that drips bytes holds a thread no longer
 SEND_TIMEOUT_S = 10.0  # for a peer that reads nothing of its answer
 ANSWER_DEADLINE_S = 30.0  # for a request and its answer; a peer that sips its answer holds a thread no longer
-FIRST_BYTE_S = 0.01  # a thread waits that long for a new connection to say something; then the poller does
 LINGER_S = 1.0  # for a peer to read the end of its last answer before the connection is closed
 LINGER_BYTES = 64 * 1024
 GRACE_S = 7  # of the 10 seconds in which all of bridge ends: requests under way are answered by then
@@ -47,8 +47,8 @@ HEADERS = 100
 HEADER_BYTES = 16 * 1024  # a JSON web token may be that long
 
 
-class Worker(ThreadWorker):
-    """gunicorn's threads, with an end to the patience for slow senders and slow readers."""
+class Worker(ExpressWorker):
+    """gunicorn's threads and a way past them, with an end to the patience for slow senders and slow readers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,8 +56,8 @@ class Worker(ThreadWorker):
 
     def handle(self, conn: TConn) -> object:
         if not conn.initialized:
-            if not conn.wait_for_data(FIRST_BYTE_S if self.alive else LAST_BYTE_S):
-                return _DEFER if self.alive else False
+            if not conn.wait_for_data(LAST_BYTE_S):
+                return False
             limit_sending(conn.sock)
         self._began[conn] = time.monotonic()
         try:
@@ -96,6 +96,14 @@ class Worker(ThreadWorker):
         super()._cap_keepalive(deadline)
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
+
+    def initialize(self, conn: TConn) -> None:
+        limit_sending(conn.sock)
+        super().initialize(conn)
+
+    def say_goodbye(self, conn: TConn) -> bool:
+        say_goodbye(conn.sock)
+        return super().say_goodbye(conn)
 
     def murder_pending(self) -> None:
         """Called about once a second: hang up on whoever takes too long over one request."""

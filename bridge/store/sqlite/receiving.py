@@ -21,6 +21,7 @@ class Prepared:
     """A request with all that can be worked out before it is our turn to write."""
 
     inbound: NewInbound
+    received_at: str
     keys: tuple[bytes, ...]
     payload_key: bytes
     packed: bytes
@@ -34,10 +35,11 @@ def prepare(inbound: NewInbound, salt: bytes) -> Prepared:
         )
     else:
         keys = (digest(salt, f"body\x1f{inbound.source}", inbound.body),)
+    received_at = iso(inbound.received_at)
     # Moment and keys are part of it, so that no two receipts share a payload and each can be erased by itself.
-    scope = f"inbound\x1f{inbound.source}\x1f{iso(inbound.received_at)}"
+    scope = f"inbound\x1f{inbound.source}\x1f{received_at}"
     payload_key = digest(salt, scope, b"".join(keys) + inbound.body)
-    return Prepared(inbound, keys, payload_key, zlib.compress(inbound.body))
+    return Prepared(inbound, received_at, keys, payload_key, zlib.compress(inbound.body))
 
 
 def receive(db: Database, requests: Sequence[Prepared]) -> list[Received]:
@@ -128,7 +130,7 @@ def _insert_many(db: Database, statement: str, rows: Sequence[tuple[object, ...]
 
 
 def _payload_row(request: Prepared) -> tuple[object, ...]:
-    return request.payload_key, request.packed, iso(request.inbound.received_at)
+    return request.payload_key, request.packed, request.received_at
 
 
 def _inbound_row(inbound_id: int, request: Prepared) -> tuple[object, ...]:
@@ -136,7 +138,7 @@ def _inbound_row(inbound_id: int, request: Prepared) -> tuple[object, ...]:
     return (
         inbound_id,
         inbound.source,
-        iso(inbound.received_at),
+        request.received_at,
         inbound.method,
         inbound.url,
         to_json(dict(inbound.headers)),
@@ -152,7 +154,7 @@ def _inbound_row(inbound_id: int, request: Prepared) -> tuple[object, ...]:
 def _note_sources(db: Database, requests: Sequence[Prepared]) -> None:
     latest: dict[str, str] = {}
     for request in requests:
-        source, at = request.inbound.source, iso(request.inbound.received_at)
+        source, at = request.inbound.source, request.received_at
         latest[source] = max(at, latest.get(source, at))
     for source, at in latest.items():
         db.execute(
