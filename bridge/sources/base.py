@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn, Protocol
 
 from bridge.errors import SourceUnavailable
@@ -152,6 +153,7 @@ _CONFIDENTIAL = (
 )  # fmt: skip
 
 
+@lru_cache(maxsize=1024)  # a sender's headers have the same names each time
 def is_confidential(name: str) -> bool:
     """Say whether a header of this lower-case name carries a credential, or the address of whoever sent it."""
     return any(part in name for part in _CONFIDENTIAL)
