@@ -53,8 +53,8 @@ def calls_of(entry: AuditEntry, longest: int | None = SHORT) -> Sequence[Call]:
 
 
 def why_none(entry: AuditEntry, *, erased: bool) -> str:
-    """Say why an attempt shows no calls; "" for what is no attempt."""
-    if entry.kind != "delivery" or entry.detail is not None:
+    """Say why an attempt shows no calls; "" for what is none: the rules may have seen that no call was needed."""
+    if entry.kind != "delivery" or entry.attempt is None or entry.detail is not None:
         return ""
     if erased:
         return ERASED

@@ -15,12 +15,12 @@ from pydantic import Field
 from bridge.model import AuditEntry, Contact, Delivery, FieldState, RecordKey, State, iso
 from bridge.store.looking import Hit, Role
 from bridge.store.protocol import Filter, Page
-from bridge.web.pages import comparing, person
+from bridge.web.pages import comparing, effort, person
 from bridge.web.pages.access import actor, needs
 from bridge.web.pages.calls import Call, calls_of, why_none
 from bridge.web.pages.filters import Address
 from bridge.web.pages.site import Site, say
-from bridge.web.pages.words import contact_url
+from bridge.web.pages.words import contact_url, count
 from bridge.web.problem import HttpProblem
 from bridge.web.queries import Input, Moment, Text, read_form, read_query
 
@@ -163,7 +163,7 @@ def blueprint(site: Site) -> Blueprint:
     def ask() -> ResponseReturnValue:
         key = read_query(ContactRef, request.args).key
         known = _known(site, key)
-        outlooks = [_outlook(site, one) for one in site.store.deliveries_of(key)]
+        outlooks = _outlooks(site, site.store.deliveries_of(key))
         return site.page(
             "contact_retry.html",
             key=key,
@@ -329,23 +329,26 @@ def _known(site: Site, key: RecordKey) -> Contact:
     return found
 
 
-def _outlook(site: Site, delivery: Delivery) -> Outlook:
-    return Outlook(delivery.target, _title(site, delivery.target), delivery, _then(site, delivery))
+def _outlooks(site: Site, deliveries: Sequence[Delivery]) -> Sequence[Outlook]:
+    now = site.clock()
+    lately = site.store.activity(now - effort.LOOK_BACK, now)
+    statuses = {one.target: site.store.target_status(one.target) for one in deliveries}
+    efforts = effort.effort(site.config, dict.fromkeys(statuses, 1), lately, statuses)
+    by_target = {one.target: one for one in efforts}
+    return [
+        Outlook(one.target, _title(site, one.target), one, _then(one, by_target[one.target])) for one in deliveries
+    ]
 
 
-def _then(site: Site, delivery: Delivery) -> str:
+def _then(delivery: Delivery, taken: effort.Effort) -> str:
     """Say what deciding again will come to, unless the rules were changed meanwhile."""
-    status = site.store.target_status(delivery.target)
-    if delivery.target not in site.config.targets:
-        return "Nothing: the target is no longer in the configuration."
     if delivery.state in SETTLED:
         return "Nothing is sent, because the target already holds what the rules ask for."
     if delivery.state is State.WAITING:
         return "The rules are applied again. It goes on waiting unless they ask for something now."
-    if status.mode != "open":
-        word = "paused" if status.mode == "paused" else "held"
-        return f"It is sent when the target, which is {word}, takes deliveries again."
-    return "It is sent at once: usually two or three calls."
+    if taken.waits_for:
+        return taken.waits_for
+    return f"It is sent at once: about {count(taken.calls, 'call')}."
 
 
 # --- addresses -----------------------------------------------------------------------------------------------

@@ -316,10 +316,9 @@ def _so_far(site: Site, bulk: Bulk) -> Iterator[str]:
         yield f"{_number(bulk.states[State.RETRYING])} for another try, because the target had trouble."
     if bulk.states.get(State.HELD):
         closed = [name for name in sorted(site.config.targets) if site.store.target_status(name).mode != "open"]
-        yield (
-            f"{_number(bulk.states[State.HELD])} because {_list(closed) or 'the target'} "
-            f"{'is' if len(closed) < 2 else 'are'} paused or held; this goes on when deliveries are taken again."
-        )
+        yield f"{_number(bulk.states[State.HELD])} until the target takes deliveries again."
+        if closed:
+            yield f"Paused or held now: {_list(closed)}."
 
 
 def _number(waiting: int) -> str:
