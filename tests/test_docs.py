@@ -8,6 +8,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bridge.config import load
 from bridge.demo.fakes.base import Call
 from bridge.expressions import _ENVIRONMENT, Expression
 from bridge.model import utc_now
+from bridge.targets import TARGETS
 from bridge.values import BadValue
 from tests.following import DOCS, ROOT, code, name_of, table
 from tests.platforms import open_bench, serve_platforms, signed, webhook
@@ -207,3 +209,27 @@ def test_a_targets_page_shows_what_is_sent(target: str, sent: dict[str, tuple[st
     page = (DOCS / "targets" / f"{TARGET_PAGES[target]}.md").read_text("utf-8")
     section = page.partition("\n## What is sent\n")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"(?s)```text\n(.*?)```", section)) == sent[target]
+
+
+AROUND = """
+[bridge]
+public_url = "https://bridge.example.com"
+[sources.hubspot]
+type = "hubspot"
+secrets = ["$HUBSPOT_CLIENT_SECRET"]
+"""
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_page_of_a_target_explains_it_and_its_example_loads(kind: str, tmp_path: Path) -> None:
+    text = (DOCS / "targets" / f"{kind}.md").read_text("utf-8")
+    for heading in ("What to click", "Fields", "Opt-outs", "What is sent", "Limits", "Traps"):
+        assert re.search(rf"(?m)^## .*{heading}", text, re.IGNORECASE), f"{kind}.md has nothing about {heading}"
+    for setting in fields(TARGETS[kind].settings):
+        assert re.search(rf"(?m)^\| .*`{setting.name}`", text), f"{kind}.md does not explain {setting.name}"
+    (example,) = re.findall(r"(?s)```toml\n(.*?)```", text)
+    path = tmp_path / "bridge.toml"
+    path.write_text(AROUND + example)
+    environ = {name: f"https://{name.lower()}.example" for name in re.findall(r"\$([A-Z_]+)", AROUND + example)}
+    (route,) = load(path, environ).routes
+    assert route.target in tomllib.loads(example)["targets"]
