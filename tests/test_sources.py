@@ -178,6 +178,7 @@ def test_a_sample_is_of_nobody_and_makes_no_account_the_one_that_counts(kind: st
         Payload(id="item.person.key", fields="item.person.data", occurred_at="body.meta.at", items="body.people"),
         Payload(id="item.id", fields="item", event_id="item.event"),
         Payload(items="body.list", kind="'deleted' if item.gone else 'changed'"),
+        Payload(kind="item.type"),
     ],
 )
 def test_a_sample_is_made_as_the_mapping_wants_it(payload: Payload) -> None:

@@ -91,7 +91,8 @@ def read_routes(text: str, config: Config, name: str = "rules") -> Routes:
     """
     document = Document(PathOnDisk(name), config.variables, text)
     document.known_keys((), document.tables, ("routes",))
-    document.tables |= {"sources": dict.fromkeys(config.sources, {}), "targets": dict.fromkeys(config.targets, {})}
+    # Which connections there are, for whoever looks whether a name is one of them.
+    document.tables |= {"sources": dict(config.sources), "targets": dict(config.targets)}
     reader = _Reader(document, {}, {})
     reader.known_sources = {name: one.type for name, one in config.sources.items()}
     reader.known_targets = {name: one.type for name, one in config.targets.items()}
@@ -270,7 +271,7 @@ class _Reader:
         rules = table.get("fields")
         if isinstance(rules, dict):
             where = (*path, "fields")
-            read = {name: self._field_settings(rule, (*where, *inner)) for name, inner, rule in _flat(rules)}
+            read = {name: self._field_settings(rule, (*where, *inner)) for name, inner, rule in flat(rules)}
             table = {**table, "fields": {name: rule for name, rule in read.items() if rule is not None}}
         return self.document.validate(RouteSettings, table, path)
 
@@ -444,11 +445,11 @@ def _tells_no_repeats(settings: hmac_scheme.Settings) -> bool:
     return settings.timestamp is None and not settings.payload.event_id and plain
 
 
-def _flat(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+def flat(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
     """Yield rules by their dotted names, with their keys in the file: ``attributes.tier = …`` needs no quotes."""
     for key, value in table.items():
         inner = (*path, key)
         if isinstance(value, dict) and not value.keys() & {f.name for f in fields(FieldSettings)}:
-            yield from _flat(value, inner)
+            yield from flat(value, inner)
         else:
             yield ".".join(inner), inner, value

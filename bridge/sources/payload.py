@@ -211,6 +211,7 @@ def sample(wanted: Sampling) -> bytes:
     _put(where, payload.fields, {**(made_up(wanted.reads) or person), "updated_by": "bridge send"})
     _put(where, payload.event_id, f"{SAMPLE_ID}-{int(wanted.at.timestamp())}")
     _put(where, payload.id, SAMPLE_ID)
+    _put(where, payload.kind, Kind.CHANGED.value)
     return json.dumps(body).encode()
 
 

@@ -11,6 +11,7 @@ from bridge import contact as contacts
 from bridge import rules
 from bridge.config import SourceConnection
 from bridge.errors import BadPayload, BadSignature
+from bridge.expressions import TooMuch
 from bridge.model import Change, Contact, Event, InboundRequest, Kind, RecordKey, Value, Verified, Version, Want
 from bridge.pipeline.merging import lineage, merge_all
 from bridge.rules import FieldRule, Route
@@ -91,6 +92,8 @@ def run(
         events = connection.source.parse(genuine, came_at)
     except BadPayload as error:
         return Trial(problem=str(error))
+    except TooMuch:
+        raise
     except Exception as error:  # the same that the worker would say of it
         return Trial(problem=f"Bridge failed to read it ({type(error).__name__}, a bug).")
     changes = [contacts.clamp(change, came_at) for event in events for change in event.changes]

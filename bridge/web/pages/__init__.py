@@ -9,7 +9,19 @@ from flask import Blueprint, Flask, Response, abort, request, send_from_director
 from flask.typing import ResponseReturnValue
 
 from bridge.web import problem
-from bridge.web.pages import access, account, audit, contacts, exporting, failures, webhooks
+from bridge.web.pages import (
+    access,
+    account,
+    audit,
+    contacts,
+    exporting,
+    failures,
+    overview,
+    playground,
+    sources,
+    targets,
+    webhooks,
+)
 from bridge.web.pages.site import Site, set_up
 
 # Everything that may be seen only by who is signed in. A page is a module and a line here.
@@ -20,6 +32,10 @@ PAGES: tuple[Callable[[Site], Blueprint], ...] = (
     contacts.blueprint,
     failures.blueprint,
     webhooks.blueprint,
+    overview.blueprint,
+    sources.blueprint,
+    targets.blueprint,
+    playground.blueprint,
 )
 
 MACHINES = ("/api/", "/hooks/", "/healthz", "/readyz", "/metrics", "/assets/")  # they read no HTML
