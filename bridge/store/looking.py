@@ -206,7 +206,7 @@ class Looking(Protocol):
         ...
 
     def lags(self) -> Sequence[Latency]:
-        """Return for how long contacts were behind: from a change until the target held it, with all waiting."""
+        """Return for how long contacts were behind: from processing a change until the target held it."""
         ...
 
     def queues(self, now: datetime) -> Sequence[Queue]:

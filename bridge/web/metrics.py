@@ -53,7 +53,7 @@ class StoreCollector(Collector):
                 ),
                 _times(
                     "bridge_delivery_lag_seconds",
-                    "For how long contacts were behind: from the change until the target held it, with all waits.",
+                    "For how long contacts were behind: from reading a change until the target held it, with all waits.",
                     self._store.lags(),
                 ),
             ]
