@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
 from bridge import pipeline, process
-from bridge.cli import COMMANDS
+from bridge.cli import COMMANDS, main
 from bridge.config import Config, Environment, load
 from bridge.model import InboundRequest, RecordKey, State, utc_now
 from bridge.store.sqlite import SqliteStore
+from bridge.supervisor import USAGE
 from bridge.web.guard import FAILURES
 from bridge.web.proxies import client_address
 from tests.platforms import Platforms, person, serve_platforms, signed, webhook
@@ -369,3 +374,79 @@ def test_the_procfile_runs_commands_that_there_are() -> None:
 def test_the_python_that_is_installed_is_the_one_that_is_tested() -> None:
     version = (ROOT / ".python-version").read_text().strip()
     assert f"--python-version {version} " in (ROOT / "Makefile").read_text()
+
+
+# --- the examples of docs/deploying.md ----------------------------------------------------------------------
+
+DEPLOY = ROOT / "deploy"
+PAGE = (ROOT / "docs" / "deploying.md").read_text()
+
+
+def serves(command: str) -> bool:
+    """Say whether *command* runs web and worker together, with options that there are."""
+    name, *options = shlex.split(command.partition("bridge ")[2])
+    entry = main.get_command(click.Context(main), name)
+    assert entry is not None
+    entry.make_context(name, options).close()  # raises for an option that there is not
+    return name == "serve"
+
+
+def test_the_unit_of_systemd() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read_string((DEPLOY / "bridge.service").read_text())
+    service = unit["Service"]
+    assert serves(service["ExecStart"])
+    assert Path(service["EnvironmentFile"]).parent == Path(service["WorkingDirectory"])
+    assert service["ReadWritePaths"] == service["WorkingDirectory"]
+    assert float(service["TimeoutStopSec"]) > ENDS_WITHIN_S
+    assert int(service["RestartPreventExitStatus"]) == USAGE
+    assert service["KillMode"] == "mixed"
+    for path in (service["WorkingDirectory"], service["ExecStart"].split("/bin/")[0]):
+        assert path in PAGE
+
+
+def test_the_caddyfile() -> None:
+    text = (DEPLOY / "Caddyfile").read_text()
+    assert f"reverse_proxy 127.0.0.1:{Environment().port} " in text
+    assert re.search(r"path /metrics\n\trespond @inner 404", text)
+    waits = re.search(r"lb_try_duration (\d+)s", text)
+    assert waits is not None
+    assert int(waits[1]) > ENDS_WITHIN_S
+    assert f"up to {waits[1]} seconds" in PAGE
+
+
+def test_fly_toml(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tomllib.loads((DEPLOY / "fly.toml").read_text())
+    read = Environment.read(told["env"])
+    assert told["http_service"]["internal_port"] == read.port
+    assert told["http_service"]["auto_stop_machines"] == "off"
+    assert float(told["kill_timeout"].removesuffix("s")) > ENDS_WITHIN_S
+    mount = Path(told["mounts"]["destination"])
+    monkeypatch.setattr(Path, "is_mount", lambda path: path in {Path("/"), mount})
+    assert process.ephemeral_host({"FLY_APP_NAME": told["app"]}, process.database_path(read)) is None
+    assert f"fly volumes create {told['mounts']['source']} " in PAGE
+    lines = (DEPLOY / told["build"]["dockerfile"]).read_text().splitlines()
+    command = next(json.loads(line.removeprefix("CMD ")) for line in lines if line.startswith("CMD "))
+    assert serves(shlex.join(command))
+    assert f"ENV DATABASE_URL={read.database_url}" in lines
+    version = (ROOT / ".python-version").read_text().strip()
+    assert f"FROM python:{version}-slim" in lines
+    for copied in (line.split()[1] for line in lines if line.startswith("COPY ")):
+        assert copied == "bridge.toml" or (ROOT / copied).exists()
+
+
+def test_render_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = re.sub(r" +#.*", "", (ROOT / "render.yaml").read_text())
+    told = dict(re.findall(r"^ +(?:- )?(\w+): (.+)$", text, re.MULTILINE))
+    variables = dict(re.findall(r"- key: (\w+)\n +(\w+: .*)", text))
+    assert serves(told["startCommand"])
+    assert told["numInstances"] == "1"
+    assert float(told["maxShutdownDelaySeconds"]) > ENDS_WITHIN_S
+    read = Environment.read({"DATABASE_URL": variables["DATABASE_URL"].removeprefix("value: ")})
+    monkeypatch.setattr(Path, "is_mount", lambda path: path in {Path("/"), Path(told["mountPath"])})
+    assert process.ephemeral_host({"RENDER": "true"}, process.database_path(read)) is None
+    assert set(variables) <= {one.metadata["name"] for one in fields(Environment)}
+    assert {name for name, how in variables.items() if how == "generateValue: true"} == {
+        "SECRET_KEY",
+        "BRIDGE_API_TOKEN",
+    }
