@@ -127,7 +127,7 @@ def documented() -> dict[str, set[str]]:
     found = {}
     for section in sections:
         rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `-")]
-        found[section.split()[0]] = {option for row in rows for option in re.findall(r"(?<![\w-])--?[a-z]+", row)}
+        found[section.split()[0]] = {option for row in rows for option in re.findall(r"(?<![\w-])--?[a-z]+(?:-[a-z]+)*", row)}
     return found
 
 
@@ -327,6 +327,14 @@ def test_export_writes_every_list(settled: Path) -> None:
     assert all("detail" not in one for one in facts)
     detailed = bridge("export", "audit", "--details", "--target", "inbox").stdout.splitlines()
     assert any(json.loads(line)["detail"] for line in detailed)
+
+
+def test_export_writes_webhooks_without_their_bodies(settled: Path) -> None:
+    webhooks = [
+        json.loads(line) for line in bridge("export", "inbound", "--outcome", "processed").stdout.splitlines()
+    ]
+    assert [one["events"] for one in webhooks] == [1, 1, 1]
+    assert not any("body" in one or "headers" in one for one in webhooks)
 
 
 def test_export_writes_csv_to_a_file(settled: Path) -> None:

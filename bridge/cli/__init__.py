@@ -36,7 +36,7 @@ COMMANDS = {
     "login-link": Entry("people", "login_link", "Print a link that signs in to the pages once."),
     "user": Entry("people", "user", "Say who may sign in to the pages, and with which role."),
     "status": Entry("data", "status", "Show whether everything is healthy, and what waits."),
-    "export": Entry("data", "export", "Write contacts, deliveries or the audit log as NDJSON or CSV."),
+    "export": Entry("data", "export", "Write webhooks, contacts, deliveries or the audit log as NDJSON or CSV."),
     "replay": Entry("data", "replay", "Decide contacts again, or read stored webhooks again."),
     "prune": Entry("data", "prune", "Delete personal payloads that are older than they should be."),
 }

@@ -108,6 +108,10 @@ def _counted(target: TargetItem) -> str:
 Row = dict[str, Any]
 
 COLUMNS: Mapping[str, Sequence[str]] = {
+    "inbound": (
+        "id", "source", "received_at", "outcome", "reason", "events", "repeats", "signed_at", "processed_at",
+        "payload_kept",
+    ),
     # One line for each field of a contact: what fields there are differs from contact to contact.
     "contacts": ("source", "source_id", "alive", "field", "value", "occurred_at"),
     "deliveries": (
@@ -123,6 +127,7 @@ COLUMNS: Mapping[str, Sequence[str]] = {
 
 # What each list can be narrowed by. Any other filter is refused: passed over, it would select everything.
 FILTERS: Mapping[str, frozenset[str]] = {
+    "inbound": frozenset({"source", "outcome", "since", "until", "search"}),
     "contacts": frozenset({"source", "search"}),
     "deliveries": frozenset({"source", "target", "state", "error", "since", "until", "search"}),
     "audit": frozenset({"source", "target", "outcome", "error", "since", "until", "search"}),
@@ -139,10 +144,11 @@ FILTERS: Mapping[str, frozenset[str]] = {
 )
 @options.filters(outcome=True)
 def export(what: str, config_path: Path | None, form: str, to: TextIO, details: bool, **given: Any) -> None:
-    """Write contacts, deliveries or the audit log as NDJSON or CSV.
+    """Write webhooks, contacts, deliveries or the audit log as NDJSON or CSV.
 
     NDJSON is one JSON object a line, in the API's own shape, newest first. In CSV, contacts come as one line for
-    each field.
+    each field, and a text that a spreadsheet would compute has a ' before it. Webhooks (inbound) come without
+    their bodies.
     """
     if unfit := sorted(name for name, value in given.items() if value is not None and name not in FILTERS[what]):
         raise click.UsageError(f"{what} cannot be narrowed by {', '.join(f'--{name}' for name in unfit)}.")
@@ -160,7 +166,10 @@ def export(what: str, config_path: Path | None, form: str, to: TextIO, details: 
 def _rows(store: Store, what: str, narrowed: Filter, *, details: bool) -> Iterator[Row]:
     from bridge.web import shapes
 
-    if what == "contacts":
+    if what == "inbound":
+        for inbound in _all(store.inbound_page, narrowed):
+            yield shapes.inbound_item(inbound).model_dump(mode="json")
+    elif what == "contacts":
         for contact in _all(store.contact_page, narrowed):
             yield shapes.contact_item(contact).model_dump(mode="json")
     elif what == "deliveries":
@@ -187,19 +196,14 @@ def _all(read: Callable[[Filter, str | None, int], Page[Item]], narrowed: Filter
 
 def _flat(what: str, row: Row) -> list[Row]:
     """Return *row* as lines of CSV."""
+    from bridge.web.cells import cell
+
     if what == "contacts":
         return [
-            {**row, "field": name, "value": _cell(field["value"]), "occurred_at": field["occurred_at"]}
+            {**row, "field": name, "value": cell(field["value"]), "occurred_at": field["occurred_at"]}
             for name, field in row["fields"].items()
         ]
-    return [{name: _cell(value) for name, value in row.items()}]
-
-
-def _cell(value: Any) -> Any:
-    """Return *value* for one cell: lists of plain texts as a b c, anything else nested as JSON."""
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return " ".join(value)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+    return [{name: cell(value) for name, value in row.items()}]
 
 
 # --- replay ------------------------------------------------------------------------------------------------

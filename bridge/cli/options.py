@@ -72,7 +72,7 @@ _SINCE = click.option(
 )
 _UNTIL = click.option("--until", metavar="MOMENT", type=moment, help="Before this moment, or this long ago.")
 _TEXT = click.option(
-    "--search", metavar="TEXT", help="Only what holds this text: part of an id, a name, a reason."
+    "--search", metavar="TEXT", help="Only contacts with a word that begins so: of an id, an address, a name."
 )
 
 

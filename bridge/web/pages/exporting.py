@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from flask import Blueprint, Response, request
 from flask.typing import ResponseReturnValue
@@ -17,6 +16,7 @@ from bridge.model import AuditEntry, iso
 from bridge.store.looking import Role
 from bridge.store.protocol import Filter, Store
 from bridge.web import shapes
+from bridge.web.cells import cell
 from bridge.web.pages.access import actor
 from bridge.web.pages.audit import DEFAULT, Narrowed, dimensions
 from bridge.web.pages.filters import Address, Dimension, Period
@@ -113,32 +113,6 @@ def _taken(line: io.StringIO) -> str:
     line.seek(0)
     line.truncate()
     return text
-
-
-# A spreadsheet takes a text that begins so for a formula, and would compute what a stranger wrote. The last four
-# are the wide forms that East Asian keyboards give.
-# https://owasp.org/www-community/attacks/CSV_Injection
-FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-
-
-def cell(value: Any) -> str | int:
-    """Return *value* as a cell that a spreadsheet only shows."""
-    match value:
-        case None:
-            return ""
-        case int():
-            return value
-        case datetime():
-            return iso(value)
-        case list() | dict():
-            text = json.dumps(value) if value and not _all_text(value) else " ".join(value)
-        case _:
-            text = str(value)
-    return f"'{text}" if text.startswith(FORMULAS) else text
-
-
-def _all_text(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def in_chunks(lines: Iterable[str]) -> Iterator[str]:
