@@ -53,7 +53,7 @@ class StoreCollector(Collector):
                 ),
                 _times(
                     "bridge_delivery_lag_seconds",
-                    "For how long contacts were behind: from reading a change until the target held it, with all waits.",
+                    "For how long contacts were behind: from reading a change until the target held it.",
                     self._store.lags(),
                 ),
             ]
@@ -172,6 +172,7 @@ def _totals(totals: Iterable[Activity]) -> Iterator[Metric]:
     failures: Counter[tuple[str, ...]] = Counter()
     calls: Counter[tuple[str, ...]] = Counter()
     changes: Counter[tuple[str, ...]] = Counter()
+    pushes: Counter[tuple[str, ...]] = Counter()
     for one in totals:
         target = one.target or ""
         if one.kind == "announced":
@@ -180,6 +181,8 @@ def _totals(totals: Iterable[Activity]) -> Iterator[Metric]:
             continue
         attempts[target, one.outcome] += one.count
         calls[target,] += one.calls
+        # What was found to be as it should without a call was saved as well.
+        pushes[target,] += one.count if one.error else min(one.count, one.calls)
         if one.error:
             failures[target, one.error] += one.count
     yield _counters("bridge_attempts", "Pushes by what they came to.", ["target", "outcome"], attempts.items())
@@ -190,14 +193,11 @@ def _totals(totals: Iterable[Activity]) -> Iterator[Metric]:
     yield _counters(
         "bridge_changes", "Changes in the CRM that were to reach the target.", ["target"], changes.items()
     )
-    made: Counter[tuple[str, ...]] = Counter()
-    for (target, _), count in attempts.items():
-        made[target,] += count
     yield _gauges(
         "bridge_pushes_saved",
         "Changes that needed no push of their own, ever: a burst is one, and what a target holds is not sent.",
         ["target"],
-        [(key, max(0, count - made[key])) for key, count in changes.items()],
+        [(key, max(0, count - pushes[key])) for key, count in changes.items()],
     )
 
 
