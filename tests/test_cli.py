@@ -127,7 +127,8 @@ def documented() -> dict[str, set[str]]:
     found = {}
     for section in sections:
         rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `-")]
-        found[section.split()[0]] = {option for row in rows for option in re.findall(r"(?<![\w-])--?[a-z]+(?:-[a-z]+)*", row)}
+        options = [re.findall(r"(?<![\w-])--?[a-z]+(?:-[a-z]+)*", row) for row in rows]
+        found[section.split()[0]] = {option for row in options for option in row}
     return found
 
 
