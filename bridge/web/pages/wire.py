@@ -97,7 +97,7 @@ def _masked(parameter: str) -> str:
 
 def _is_secret(name: str) -> bool:
     # Which version of a signature it is says nothing that is secret.
-    name = name.lower()
+    name = name.lower().replace("_", "-")
     return (is_confidential(name) or name in {"key", "sig"}) and not name.endswith("-version")
 
 
