@@ -212,6 +212,17 @@ def test_what_was_read_from_the_crm_says_so(own_stage: Stage) -> None:
     assert "Nothing was decided for this target yet." in text
 
 
+def test_what_is_left_of_a_source_that_is_no_more_can_be_read_and_not_tried_again(own_stage: Stage) -> None:
+    put(own_stage, replace(contact("7", {"name": "Former"}), key=RecordKey("former", "7")))
+    with own_stage.session(Role.OPERATOR) as session:
+        html = session.page("/contacts/former/7")
+        asked = session.page("/actions/contacts/retry?source=former&source_id=7", status=409)
+    assert "no longer in the configuration: nothing more comes from it" in text_of(html)
+    assert "No route leads from former to a target" in text_of(html)
+    assert "data-retry" not in html.split("<main")[1]
+    assert "nothing can be decided again" in asked
+
+
 def test_merged_records_lead_to_each_other(own_stage: Stage) -> None:
     put(
         own_stage,

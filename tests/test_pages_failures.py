@@ -168,6 +168,7 @@ def test_a_retry_is_watched_to_its_end_and_says_what_came_of_it(own_stage: Stage
         assert 'value="0"' in running
         assert "0 of 3 deliveries came to an end so far. 3 wait for the worker" in text_of(running)
         assert "Look again" in running  # without a script
+        assert "Retry 1 is running" in text_of(session.page("/failures/retry"))
         own_stage.work()
         html = session.page(path)
         text = text_of(html)

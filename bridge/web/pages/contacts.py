@@ -248,10 +248,16 @@ def _shown(site: Site, contact: Contact, query: ContactQuery) -> Response:
         live=contact_url(key.source, key.source_id, target=query.target, cursor=query.cursor, asked=_asked(query)),
         older=contact_url(key.source, key.source_id, target=query.target, cursor=steps.next) if steps.next else "",
         newest=contact_url(key.source, key.source_id, target=query.target) if query.cursor else "",
-        retry=_retry_url(key) if contact.alive or any(one.state not in SETTLED for one in deliveries) else "",
+        retry=_retry_url(key) if _can_retry(site, contact, deliveries) else "",
         longest=None if query.all else LONGEST_VALUE,
         most_rows=None if query.all else FIELDS,
     )
+
+
+def _can_retry(site: Site, contact: Contact, deliveries: Sequence[Delivery]) -> bool:
+    """Say whether trying again could come to anything."""
+    unsettled = any(one.state not in SETTLED for one in deliveries)
+    return contact.key.source in site.config.sources and (contact.alive or unsettled)
 
 
 def _asked(query: ContactQuery) -> str:
@@ -326,6 +332,8 @@ def _known(site: Site, key: RecordKey) -> Contact:
     found = site.store.contacts([key]).get(key)
     if found is None:
         raise HttpProblem(404, "Bridge knows no such contact: its source has not mentioned it.")
+    if key.source not in site.config.sources:
+        raise HttpProblem(409, "Its source is no longer in the configuration, so nothing can be decided again.")
     return found
 
 

@@ -147,6 +147,7 @@ def blueprint(site: Site) -> Blueprint:
             what=query.words(),
             total=sum(counts.values()),
             ambiguous=_ambiguous(site, query),
+            running=[one for one in site.store.bulks(site.clock(), RETRIES) if one.state is BulkState.RUNNING],
             efforts=efforts,
             calls=sum(one.calls for one in efforts),
             seconds=effort.seconds_in_all(efforts),
