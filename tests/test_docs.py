@@ -233,3 +233,19 @@ def test_the_page_of_a_target_explains_it_and_its_example_loads(kind: str, tmp_p
     environ = {name: f"https://{name.lower()}.example" for name in re.findall(r"\$([A-Z_]+)", AROUND + example)}
     (route,) = load(path, environ).routes
     assert route.target in tomllib.loads(example)["targets"]
+
+
+# --- the pages -----------------------------------------------------------------------------------------------
+
+
+def test_every_page_of_the_menu_and_every_key_is_explained() -> None:
+    text = (DOCS / "pages.md").read_text("utf-8")
+    frame = (ROOT / "templates" / "base.html").read_text("utf-8")
+    menu = re.findall(r'ui\.nav\("([^"]+)", "([^"]+)"', frame)
+    assert len(menu) > 5
+    for path, title in menu:
+        section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+        assert section.startswith(f"\n`{path}` "), f"docs/pages.md does not explain {title}"
+    keys = re.findall(r"<dt>(.+?)</dt><dd>(.+?)</dd>", frame)
+    shown = [(re.findall(r"<kbd>(.+?)</kbd>", names), what) for names, what in keys]
+    assert [(re.findall(r"`(.+?)`", names), what) for names, what in table(DOCS / "pages.md", "keys")] == shown
