@@ -103,7 +103,7 @@ def test_the_base_is_the_host_that_the_user_copied(given: str) -> None:
         ("https://acme.api-us1.com/admin", "k", "without a path"),
         ("https://acme.api-us1.com/?x=1", "k", "without a path"),
         ("https://me@acme.api-us1.com", "k", "without a path"),
-        ("https://acme.api-us1.com", " ", "api_key is empty"),
+        ("https://acme.api-us1.com", " ", "api_key: it is empty"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(url: str, key: str, why: str) -> None:

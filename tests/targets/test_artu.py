@@ -72,7 +72,7 @@ def test_the_environment_has_no_default() -> None:
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ValueError, match="api_key is empty"):
+    with pytest.raises(ValueError, match="api_key: it is empty"):
         Settings(Secret(" "), "test")
     with pytest.raises(ValueError, match="external_id_prefix"):
         Settings(Secret("key"), "test", external_id_prefix=":")
