@@ -433,7 +433,7 @@ def test_a_key_that_somebody_adds_meanwhile_is_no_failure() -> None:
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="api_key: it is empty"):
         Settings(Secret(""))
-    with pytest.raises(ValueError, match="email_parameter is empty"):
+    with pytest.raises(ValueError, match="email_parameter: it is empty"):
         Settings(Secret("key"), email_parameter=" ")
 
 
