@@ -143,6 +143,7 @@ LONGEST_TERM = 40
 MOST_TERMS = 300  # of one contact
 FEWEST_DIGITS = 4
 
+_NO_DIGIT = re.compile(r"\D+")
 _WORDS = re.compile(r"[^\W_]+")
 _PHONE = re.compile(r"\+?[\d\s().\-/]{6,}")
 _DIGITS = re.compile(r"\+?[\d\s().\-/]+")
@@ -166,9 +167,10 @@ def search_text(contact: Contact) -> str:
     values = sorted((word for state in contact.fields.values() for word in _words(state.value)), key=len)
     lines = []
     for value in (contact.key.source_id, *contact.absorbed, *values):
-        lines.append(_marked(_plain(value)))
-        if _PHONE.fullmatch(_plain(value)):
-            lines.append("".join(DIGIT + digit for digit in _digits(value)))
+        plain = _plain(value)
+        lines.append(_marked(plain))
+        if _PHONE.fullmatch(plain):
+            lines.append("".join(DIGIT + digit for digit in _digits(plain)))
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -208,6 +210,8 @@ def needles(q: str) -> tuple[Needle, ...]:
 
 def fold(text: str) -> str:
     """Return *text* as it is compared in searches: in no case of letters, and fit for any database."""
+    if text.isascii():  # as most is: then this is all there is to do
+        return text.lower().replace("\x00", "")
     plain = unicodedata.normalize("NFKC", text).casefold()
     return plain.replace("\x00", "").encode("utf-8", "replace").decode()
 
@@ -218,7 +222,7 @@ def _plain(text: str) -> str:
 
 
 def _marked(plain: str) -> str:
-    return _WORDS.sub(lambda word: WORD + word.group(), plain)
+    return _WORDS.sub(WORD + r"\g<0>", plain)
 
 
 def _words(value: Any) -> list[str]:
@@ -232,6 +236,8 @@ def _words(value: Any) -> list[str]:
 
 
 def _digits(text: str) -> str:
+    if text.isascii():
+        return _NO_DIGIT.sub("", text)
     return "".join(str(unicodedata.digit(letter)) for letter in text if letter.isdigit())
 
 

@@ -429,11 +429,11 @@ CREATE INDEX audit_by_status ON audit (status, at) WHERE status >= 300;
 CREATE INDEX inbound_repeated ON inbound (received_at) WHERE repeats > 0;
 CREATE INDEX contact_by_source ON contact (source, updated_at);
 
-CREATE INDEX delivery_by_target ON delivery (target, updated_at);
 CREATE INDEX delivery_by_error ON delivery (error, updated_at) WHERE error IS NOT NULL;
 CREATE INDEX delivery_by_target_id ON delivery (target_id) WHERE target_id IS NOT NULL;
+-- Not of those that are pending: most pass through that state at once, and would be entered and struck out.
 CREATE INDEX delivery_behind ON delivery (target, wanted_at)
-  WHERE wanted_at IS NOT NULL AND state IN ('pending', 'sending', 'retrying', 'held');
+  WHERE wanted_at IS NOT NULL AND state IN ('retrying', 'held');
 CREATE INDEX delivery_failing ON delivery (target, state, error, status, reason, updated_at)
   WHERE state IN ('failed', 'ambiguous');
 CREATE INDEX delivery_bulk ON delivery (bulk_id, bulk_open, state) WHERE bulk_id IS NOT NULL;

@@ -21,7 +21,7 @@ from bridge.store.sqlite.conditions import Conditions
 T = TypeVar("T")
 Place = tuple[str, int]  # a row's moment and id: lists are sorted by both, newest first
 
-BUDGET = 20_000  # rows looked at for a page
+BUDGET = 12_000  # rows looked at for a page
 ONE_OF = "{id} IN (SELECT value FROM json_each(?))"
 # A subquery with a limit is run as a co-routine: it ends as soon as the page is full, and gives its rows in order.
 # It tells whether a row fits, rather than the columns to tell it by, so that few of those are read.
@@ -57,12 +57,16 @@ DELIVERY = Table("delivery", "d", "updated_at")
 
 @dataclass
 class Search:
-    """What is looked for. *only*: no other rows come into question; those are known as far back as *known_to*."""
+    """What is looked for.
+
+    *only*: no other rows come into question; those are known as far back as *known_to*.
+    """
 
     drive: Conditions = field(default_factory=Conditions)
     rest: Conditions = field(default_factory=Conditions)
     only: Sequence[int] | None = None
     known_to: Place | None = None
+    most: int | None = None  # there are no more than so many rows that match
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +120,15 @@ def look(
     named = {"table": table.name, "t": alias, "moment": moment, "order": order, "drive": drive.sql}
     rows = db.execute(
         _LOOK.format(fits=search.rest.sql, **named),
-        [*search.rest.values, *drive.values, budget, limit + 1],
+        [
+            *search.rest.values,
+            *drive.values,
+            budget,
+            limit + 1 if search.most is None else min(limit + 1, search.most),
+        ],
     ).fetchall()
     places = sorted(((row["moment"], row["id"]) for row in rows), reverse=not ascending)
-    if len(places) > limit:
+    if len(places) > limit or len(places) == search.most:
         return Found(places)
     if search.known_to is not None and not ascending:
         return Found(places, search.known_to)

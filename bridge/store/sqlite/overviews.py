@@ -19,6 +19,7 @@ from bridge.store.sqlite.rows import AUDIT, LaneCounts, audit_of, target_status
 
 NEWEST = 5000  # entries that are counted one by one where no totals tell
 NEWEST_FIELDS = 1000  # entries in which changed fields are counted
+FIRST_DUE = 1000  # of a lane's queue
 MOST_HITS = 10
 GREATEST_ID = 2**63 - 1
 
@@ -99,13 +100,12 @@ def queues(db: Database, lanes: LaneCounts, now: datetime) -> list[Queue]:
 
 
 def _queue(db: Database, target: str, lanes: int, now: datetime) -> Queue:
-    oldest = db.execute(_OLDEST_WANTED, (target,)).fetchone()
     pushes = db.execute("SELECT * FROM target_push WHERE target = ?", (target,)).fetchone()
     due = [moment for number in range(lanes) if (moment := next_due(db, target, number)) is not None]
     tokens, closed_until = _quota(db, target, now)
     return Queue(
         target=target,
-        oldest_wanted_at=maybe_moment(oldest["wanted_at"]),
+        oldest_wanted_at=_oldest_wanted(db, target, lanes),
         next_due_at=min(due, default=None) if target_status(db, target).mode == "open" else None,
         tokens=tokens,
         closed_until=closed_until,
@@ -116,9 +116,25 @@ def _queue(db: Database, target: str, lanes: int, now: datetime) -> Queue:
     )
 
 
-_OLDEST_WANTED = (
+def _oldest_wanted(db: Database, target: str, lanes: int) -> datetime | None:
+    found = [db.execute(_OLDEST_WAITING, (target,)).fetchone()]
+    for number in range(lanes):
+        found.append(db.execute(_OLDEST_SENDING, (target, number)).fetchone())
+        found.append(db.execute(_OLDEST_PENDING, (target, number, FIRST_DUE)).fetchone())
+    return maybe_moment(min((row["wanted_at"] for row in found if row["wanted_at"]), default=None))
+
+
+_OLDEST_WAITING = (
     "SELECT min(wanted_at) AS wanted_at FROM delivery WHERE target = ? AND wanted_at IS NOT NULL"
-    " AND state IN ('pending', 'sending', 'retrying', 'held')"
+    " AND state IN ('retrying', 'held')"
+)
+_OLDEST_SENDING = (
+    "SELECT min(wanted_at) AS wanted_at FROM delivery WHERE target = ? AND lane = ? AND state = 'sending'"
+)
+# What was wanted first is due first, or soon after: it is enough to look at the first of the queue.
+_OLDEST_PENDING = (
+    "SELECT min(wanted_at) AS wanted_at FROM (SELECT wanted_at FROM delivery"
+    " WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying') ORDER BY due_at LIMIT ?)"
 )
 
 

@@ -168,22 +168,19 @@ def delivery_page(db: Database, narrowed: Filter, cursor: str | None, limit: int
 def _delivery_search(db: Database, narrowed: Filter) -> Search:
     search = Search()
     search.drive.between("d.updated_at", narrowed.since, narrowed.until)
-    given = {
-        "d.error": narrowed.error,
-        "d.state": narrowed.state,
-        "d.target": narrowed.target,
-    }
+    given = {"d.state": narrowed.state, "d.error": narrowed.error, "d.target": narrowed.target}
     people = listing.hits(db, narrowed.q) if narrowed.q and narrowed.source_id is None else None
     if people is not None:
         search.only = [row["id"] for row in db.execute(_DELIVERIES_OF, (to_json(people),))]
     elif narrowed.source_id is not None:
         search.drive.add(_SOURCES.format(alias="d"), narrowed.source, narrowed.source)
         search.drive.equal({"d.source_id": narrowed.source_id})
-    else:
-        named = [name for name, value in given.items() if value is not None]
-        driver = min(named, key=lambda name: _deliveries_with(db, name, given[name] or ""), default=None)
-        if driver is not None:
-            search.drive.equal({driver: given.pop(driver)})
+    elif narrowed.target is not None and _counted(db, "delivery", name=narrowed.target) <= listing.BUDGET:
+        search.drive.equal({"d.target": given.pop("d.target")})  # they are few enough to sort
+    elif narrowed.error is not None and narrowed.state in {None, "failed"}:
+        search.drive.equal({"d.error": given.pop("d.error")})
+    elif narrowed.state is not None:
+        search.drive.equal({"d.state": given.pop("d.state")})
     if narrowed.q and people is None:
         term, values = listing.of_contact_with(narrowed.q, "d")
         search.rest.add(term, *values)
@@ -195,13 +192,6 @@ _DELIVERIES_OF = (
     "SELECT d.id FROM contact c JOIN delivery d ON d.source = c.source AND d.source_id = c.source_id"
     " WHERE c.id IN (SELECT value FROM json_each(?))"
 )
-
-
-def _deliveries_with(db: Database, column: str, value: str) -> int:
-    """Return about how many deliveries have *value*; those with an error are few."""
-    if column == "d.error":
-        return sum(_counted(db, "delivery", state=state) for state in ("failed", "retrying", "ambiguous", "held"))
-    return _counted(db, "delivery", **{"name" if column == "d.target" else "state": value})
 
 
 def audit_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -> Page[AuditEntry]:
@@ -226,7 +216,8 @@ def audit_search(db: Database, narrowed: Filter, after: Place | None, limit: int
         search.drive.equal({"a.source_id": narrowed.source_id})
     else:
         people = listing.hits(db, narrowed.q) if narrowed.q else None
-        driver = None if people is not None else totals.rarest(db, narrowed, _useful(narrowed))
+        search.most, driver = totals.outlook(db, narrowed, _useful(narrowed))
+        driver = None if people is not None else driver
         if driver is not None:
             search.drive.equal({f"a.{driver}": given.pop(driver)})
             # In these words the database recognises what its index is of.

@@ -286,14 +286,19 @@ def _newest_minute(db: Database) -> int | None:
     return newest
 
 
-def rarest(db: Database, narrowed: Filter, names: Sequence[str]) -> str | None:
-    """Return that of the dimensions *names* whose value in *narrowed* the fewest entries have."""
-    given = [name for name in names if getattr(narrowed, name) is not None]
-    if len(given) < 2:
-        return given[0] if given else None
-    counts = dict.fromkeys(given, 0)
-    for row in db.execute("SELECT * FROM activity WHERE step = ?", (EVER,)):
-        for name in given:
-            if row[name] == getattr(narrowed, name):
-                counts[name] += row["n"]
-    return min(given, key=lambda name: counts[name])
+def outlook(db: Database, narrowed: Filter, names: Sequence[str]) -> tuple[int | None, str | None]:
+    """Return how many entries match at most, and which dimension of *names* the fewest entries have as wanted.
+
+    None: that cannot be told without narrowing any of them.
+    """
+    wanted = {name: value for name in DIMENSIONS if (value := getattr(narrowed, name)) is not None}
+    if not wanted:
+        return None, None
+    most = 0
+    counts = dict.fromkeys((name for name in names if name in wanted), 0)
+    for row in db.execute("SELECT * FROM activity WHERE step = ? AND kind != ?", (EVER, ANNOUNCED)):
+        alike = {name for name, value in wanted.items() if row[name] == value}
+        most += row["n"] if len(alike) == len(wanted) else 0
+        for name in alike & counts.keys():
+            counts[name] += row["n"]
+    return most, min(counts, key=lambda name: counts[name], default=None)
