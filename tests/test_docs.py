@@ -19,7 +19,7 @@ from bridge.cli import COMMANDS, main
 from bridge.config import load
 from bridge.demo.fakes.base import Call
 from bridge.expressions import _ENVIRONMENT, Expression
-from bridge.model import utc_now
+from bridge.model import Outcome, State, utc_now
 from bridge.targets import TARGETS
 from bridge.values import BadValue
 from tests.following import DOCS, ROOT, code, name_of, table
@@ -90,6 +90,29 @@ IDS_AND_COUNTS = {
 
 def test_an_event_has_ids_and_counts_only() -> None:
     assert {fact for facts in events().values() for fact in facts} <= IDS_AND_COUNTS
+
+
+# --- words ---------------------------------------------------------------------------------------------------
+
+
+def words(page: str) -> dict[str, str]:
+    """Return what *page* says that each word means."""
+    found = re.findall(r"(?m)^\| (\*\*.+\*\*) \| (.*) \|$", (DOCS / page).read_text("utf-8"))
+    assert len(found) > 10
+    return dict(found)
+
+
+def test_a_word_has_one_meaning() -> None:
+    glossary = words("glossary.md")
+    for word, meaning in words("concepts.md").items():
+        assert glossary[word].startswith(meaning)
+    assert sorted(glossary, key=lambda word: word.strip("*")) == list(glossary)
+
+
+def test_every_state_and_outcome_is_explained() -> None:
+    page = (DOCS / "concepts.md").read_text("utf-8")
+    for one in (*State, *Outcome):
+        assert f"\n| `{one.value}` | " in page
 
 
 # --- errors --------------------------------------------------------------------------------------------------
