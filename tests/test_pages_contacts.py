@@ -159,9 +159,9 @@ def test_a_long_list_goes_on_without_gaps(own_stage: Stage) -> None:
         ),
         (EDITED, ["Grace", '["a list", 3, ""]']),
         (WAITING, ["waiting", "none at all"]),
-        (AMBIGUOUS, ["ambiguous", "2 contacts in Clerk Chat have this phone number", "not there yet"]),
+        (AMBIGUOUS, ["ambiguous", "2 contacts in Clerk Chat have this phone number", "missing"]),
         (OPTED_OUT, ["The CRM says that the person opted out, and the target holds it."]),
-        (FAILED, ["Sakari refused", "1, the last one: invalid (HTTP 400)", "not there yet", "Behind since"]),
+        (FAILED, ["Sakari refused", "1, the last one: invalid (HTTP 400)", "missing", "Behind since"]),
         (RETRYING, ["Bridge tries again by itself", "Next attempt", "when the target takes deliveries again"]),
         (
             ERASED,
@@ -182,6 +182,7 @@ def test_nothing_of_an_erased_person_is_shown(ada: Session) -> None:
     assert f"person{ERASED}@" not in html
     assert f"Person {ERASED}" not in html
     assert "+5255" not in html
+    assert "data-retry" not in html.split("<main")[1]  # nothing is left to be done
 
 
 def test_attempts_show_what_was_sent_and_answered(ada: Session) -> None:
@@ -365,9 +366,9 @@ def test_a_difference_is_told_by_word() -> None:
     told = {row.field: (row.mark.word, row.differs) for row in rows}
     assert told == {
         "same": ("same", False),
-        "new": ("not there yet", True),
+        "new": ("missing", True),
         "other": ("differs", True),
-        "gone": ("to be cleared", True),
+        "gone": ("to clear", True),
         "once": ("left alone", False),  # it is there already, and is never written again
         "blank": ("same", False),
         "former": ("left alone", False),

@@ -49,6 +49,6 @@ def test_without_a_script_a_retry_is_watched_and_called_off(visit: Visits, own_s
     page.get_by_role("link", name="Look again").click()
     page.get_by_role("link", name="Cancel…").click()
     page.get_by_role("button", name="Cancel the retry").click()
-    expect(page.locator("#progress")).to_contain_text("otto cancelled it. Of 3 deliveries, 2 failed")
+    expect(page.locator("#progress")).to_contain_text("otto cancelled it. Of 3 deliveries, 2 are failed")
     page.get_by_role("link", name="Look at what failed").click()
     expect(page.get_by_role("region", name="Causes of failures").locator("tbody tr")).to_have_count(3)

@@ -10,9 +10,9 @@ from bridge.model import Delivery, Desired, Mode, State, Value
 from bridge.web.pages.words import Mark, shown
 
 SAME = Mark("same", "idle", "equal")
-NEW = Mark("not there yet", "warn", "plus")
+NEW = Mark("missing", "warn", "plus")
 DIFFERS = Mark("differs", "warn", "pencil")
-CLEARED = Mark("to be cleared", "warn", "minus")
+CLEARED = Mark("to clear", "warn", "minus")
 LEFT_OUT = Mark("left out", "idle", "minus")
 LEFT_ALONE = Mark("left alone", "idle", "dot")
 GOES = Mark("goes", "warn", "minus")

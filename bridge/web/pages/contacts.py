@@ -256,7 +256,7 @@ def _shown(site: Site, contact: Contact, query: ContactQuery) -> Response:
 
 def _can_retry(site: Site, contact: Contact, deliveries: Sequence[Delivery]) -> bool:
     """Say whether trying again could come to anything."""
-    unsettled = any(one.state not in SETTLED for one in deliveries)
+    unsettled = any(one.desired is not None and one.state not in SETTLED for one in deliveries)
     return contact.key.source in site.config.sources and (contact.alive or unsettled)
 
 

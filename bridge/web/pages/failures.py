@@ -297,14 +297,13 @@ def _sentences(site: Site, bulk: Bulk) -> Iterator[str]:
     if bulk.state is BulkState.RUNNING:
         yield from _so_far(site, bulk)
         return
-    said = _list(_came_to(bulk))
     if bulk.state is BulkState.CANCELLED:
         yield f"{bulk.ended_by or 'Somebody'} cancelled it."
-        yield f"Of {count(bulk.total, 'delivery', 'deliveries')}, {said}."
-        if bulk.states.get(State.FAILED) or bulk.states.get(State.AMBIGUOUS):
-            yield "Those that failed were left as they were, or failed again before; they are not tried any more."
+        yield f"Of {count(bulk.total, 'delivery', 'deliveries')}, {_list(_are_now(bulk, LEFT))}."
+        yield "What was not tried by then was left as it was."
         return
-    yield f"{'It was' if bulk.total == 1 else f'All {bulk.total:,} were'} tried again: {said}."
+    tried = "It was" if bulk.total == 1 else f"All {bulk.total:,} were"
+    yield f"{tried} tried again: {_list(_are_now(bulk, CAME_TO))}."
     if any(bulk.states.get(state) for state in FAILING):
         yield "What failed again is back in the list of failed deliveries, with its reason."
 
@@ -335,17 +334,16 @@ CAME_TO: Mapping[str, tuple[str, str]] = {
     State.REMOVED: ("is removed", "are removed"),
     State.WAITING: ("waits, because the rules ask for nothing now", "wait, because the rules ask for nothing now"),
 }
+# And of one that was cancelled: nobody can tell who failed before it from who failed in it.
+LEFT = {**CAME_TO, State.FAILED: ("is failed", "are failed"), State.AMBIGUOUS: ("is ambiguous", "are ambiguous")}
 
 
-def _came_to(bulk: Bulk) -> Iterator[str]:
-    cancelled = bulk.state is BulkState.CANCELLED
-    for state, (one, many) in CAME_TO.items():
+def _are_now(bulk: Bulk, words: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+    for state, (one, many) in words.items():
         if n := bulk.states.get(state, 0):
-            words = one if n == 1 else many
-            yield f"{n:,} {words.removesuffix(' again') if cancelled else words}"
-    known = sum(bulk.states.get(state, 0) for state in CAME_TO)
-    if other := bulk.total - known:
-        yield f"{other:,} {'is' if other == 1 else 'are'} on the way"
+            yield f"{n:,} {one if n == 1 else many}"
+    if moving := bulk.total - sum(bulk.states.get(state, 0) for state in words):
+        yield f"{moving:,} {'is' if moving == 1 else 'are'} on the way"
 
 
 def _list(parts: Iterator[str] | Sequence[str]) -> str:
