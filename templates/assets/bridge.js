@@ -108,21 +108,28 @@ document.addEventListener("keydown", (event) => {
 // --- a live list ---------------------------------------------------------------------------------------------
 
 // <section data-live="URL" data-every="5">: replaced by its newer self while nobody reads in it. Who scrolls,
-// points at a row, selects or has the focus in it is reading; then the list says so and waits.
+// points at a row, selects or has the focus in it is reading; then the list says so and waits. What is asked for
+// and does not come is said, too: what stands there is old by then, and nothing in it may look well.
 function live() {
   const list = one("[data-live]");
   const sign = one("[data-live-sign]");
   if (!list || !sign) return;
   sign.hidden = false;
+  const every = Number(list.dataset.every || 5) * 1000;
   let wanted = true;
+  let asked = 0; // since when an answer is waited for; 0: for none
   const reading = () => document.hidden || scrollY > 80 || list.matches(":hover") || list.contains(document.activeElement)
     || Boolean(String(getSelection()));
   const button = one("button", sign);
   const word = one("[data-word]", sign);
   const show = () => {
-    const state = !wanted ? "off" : reading() ? "paused" : "on";
+    const lost = asked && Date.now() - asked > 1.5 * every;
+    const state = !wanted ? "off" : lost ? "lost" : reading() ? "paused" : "on";
     sign.dataset.state = state;
-    word.textContent = { on: "Live", paused: "Live, paused while you read", off: "Not live" }[state];
+    list.toggleAttribute("data-lost", Boolean(lost));
+    word.textContent = {
+      on: "Live", paused: "Live, paused while you read", off: "Not live", lost: "Bridge does not answer: this is old",
+    }[state];
     button.textContent = wanted ? "Stop" : "Go live";
     return state;
   };
@@ -130,9 +137,14 @@ function live() {
   for (const event of ["scroll", "pointermove", "focusin", "selectionchange"]) {
     document.addEventListener(event, show, { passive: true });
   }
+  document.addEventListener("htmx:afterSwap", (event) => {
+    if (event.target === list) { asked = 0; show(); }
+  });
   setInterval(() => {
-    if (show() === "on") htmx.trigger(list, "refresh");
-  }, Number(list.dataset.every || 5) * 1000);
+    if (!["on", "lost"].includes(show())) return;
+    asked ||= Date.now();
+    htmx.trigger(list, "refresh");
+  }, every);
   show();
 }
 

@@ -117,6 +117,7 @@ def figures(seen: Health, checks: Sequence[Check], hour: Attempts, day: Attempts
     return [
         _database(checks),
         _worker(seen, now),
+        _heard(seen, now),
         _oldest(seen, now, stale=stale),
         _backlog(seen, stale=stale),
         _errors(hour, day, now, stale=stale),
@@ -137,6 +138,15 @@ def _worker(seen: Health, now: datetime) -> Figure:
     if health.worker_alive(seen, now):
         return Figure("Worker", "runs", f"seen {ago} ago", "good", "check")
     return Figure("Worker", "not running", f"last seen {ago} ago; nothing is sent until it runs", "bad", "cross")
+
+
+def _heard(seen: Health, now: datetime) -> Figure:
+    """Return when anything came in; whether that is soon enough is for each source's rhythm to say."""
+    last = max((one.last_inbound_at for one in seen.sources if one.last_inbound_at), default=None)
+    if last is None:
+        return Figure("Last webhook", "never", "no source was heard yet", href="/sources")
+    age_s = max(0.0, (now - last).total_seconds())
+    return Figure("Last webhook", f"{span(age_s)} ago", "of any source", icon="in", href="/sources")
 
 
 def _oldest(seen: Health, now: datetime, *, stale: bool) -> Figure:

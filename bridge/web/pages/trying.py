@@ -16,12 +16,12 @@ LONGEST_NAME = 100
 LONGEST_SAID = 200  # of what the webhook says; all of it stands in the payload
 LONGEST_VALUE = 2_000  # characters; what is longer is cut, and said to be
 
-# What a target would be asked for, with the outcome whose mark says it.
+# What a target would be asked for: tone and icon as in `words.Mark`, a word, and the rest of the sentence.
 DECISIONS = {
-    "send": ("updated", "would be sent"),
-    "opt_out": ("opted_out", "would be told of the opt-out"),
-    "remove": ("removed", "would remove the contact"),
-    "wait": ("waiting", "gets nothing now"),
+    "send": ("good", "arrow", "sent", "would be sent, where the target does not hold it already"),
+    "opt_out": ("idle", "stop", "opt-out", "would be told of the opt-out, and nothing else"),
+    "remove": ("warn", "minus", "removed", "would be removed there"),
+    "wait": ("idle", "hourglass", "nothing", "is not sent now"),
 }
 
 
@@ -45,7 +45,10 @@ class Outcome:
     target: str
     title: str
     key: RecordKey
-    mark: str  # an outcome that `ui.badge` knows
+    decision: str  # a key of `DECISIONS`
+    tone: str
+    icon: str
+    word: str
     words: str
     reason: str
     fields: Sequence[Field]
@@ -98,10 +101,17 @@ def _cut(text: str) -> str:
 
 
 def _outcome(found: RouteOutcome, route: Route) -> Outcome:
-    mark, words = DECISIONS[found.decision]
     rules = {rule.target: rule for rule in route.fields}
     fields = [_field(rules[one.field], one.value, one.left_out) for one in found.fields]
-    return Outcome(found.target, route.type.title, found.key, mark, words, found.reason, fields)
+    return Outcome(
+        found.target,
+        route.type.title,
+        found.key,
+        found.decision,
+        *DECISIONS[found.decision],
+        reason=found.reason,
+        fields=fields,
+    )
 
 
 def _field(rule: FieldRule, value: object, left_out: str) -> Field:

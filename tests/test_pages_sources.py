@@ -1,0 +1,108 @@
+"""Sources: what to paste and click, why requests were refused, and a sample that goes the way of every webhook."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bridge.model import Outcome, RecordKey, utc_now
+from bridge.sources.sampling import SAMPLE_ID
+from bridge.store.protocol import Filter, Refusal
+from bridge.web.pages.sources import Part, parts_of, reasons_of
+from tests.stage import Stage, Template
+from tests.test_pages_overview import first_run, text_of
+from tests.test_pages_targets import article
+
+
+def test_a_source_says_what_to_paste_and_click_and_what_came_of_it(stage: Stage) -> None:
+    with stage.session("viewer") as session:
+        html = session.page("/sources")
+    said = article(html, "shop")
+    assert f"{stage.url}/hooks/shop" in said
+    assert "In the sender add an endpoint with the URL that bridge url shop prints" in said
+    assert "<code>bridge url shop</code>" in html
+    assert "2 requests ever, the last 2 min ago" in said
+    assert re.search(r"The request is 20 minutes old\. 1 2026-", said)
+    assert "Send a sample" not in said, "a viewer is shown no buttons"
+
+
+def test_a_secret_url_is_never_shown_but_the_command_that_makes_it(template: Template, tmp_path: Path) -> None:
+    with first_run(template, tmp_path) as stage, stage.session("operator") as session:
+        said = article(session.page("/sources"), "guarded")
+    assert "run bridge url guarded where bridge runs" in said
+    assert f"{stage.url}/hooks/guarded/…" in said
+
+
+def test_marks_of_a_step_are_read_and_nothing_else() -> None:
+    assert list(parts_of("Open *A → B*, action `*`, <b>x</b>.")) == [
+        Part("Open "),
+        Part("A → B", "em"),
+        Part(", action "),
+        Part("*", "code"),
+        Part(", <b>x</b>."),
+    ]
+
+
+def test_reasons_are_counted_the_last_first() -> None:
+    now = utc_now()
+    ago = [now - timedelta(minutes=minutes) for minutes in range(4)]
+    found = reasons_of(
+        [Refusal("shop", ago[1], "old"), Refusal("shop", ago[3], "no"), Refusal("shop", ago[0], "no")]
+    )
+    assert [(one.text, one.count, one.newest_at, one.oldest_at) for one in found] == [
+        ("no", 2, ago[0], ago[3]),
+        ("old", 1, ago[1], ago[1]),
+    ]
+
+
+def test_a_sample_is_asked_for_with_what_each_target_would_get_and_changes_nothing_yet(stage: Stage) -> None:
+    before = stage.store.health(utc_now()).inbound
+    with stage.session("operator") as session:
+        said = text_of(session.page("/sources/shop/sample"))
+    assert "This is no dry run." in said
+    assert "would really be written to the targets" in said
+    assert "mobile +14155550123 phone" in said, "field, value and rule"
+    for name in stage.config.targets:
+        assert f"{name} " in said
+    assert stage.store.health(utc_now()).inbound == before
+    assert stage.store.contacts([RecordKey("shop", SAMPLE_ID)]) == {}
+
+
+def test_a_sample_is_signed_verified_stored_and_noted(own_stage: Stage) -> None:
+    store = own_stage.store
+    with own_stage.session("operator") as session:
+        answer = session.submit("/sources/shop/sample")
+        found = re.fullmatch(r"/webhooks/(\d+)", urlsplit(answer.url).path)
+        assert found
+        assert answer.status_code == 200
+        assert "The sample is stored." in text_of(answer.text)
+    stored = store.inbound(int(found[1]))
+    assert stored is not None
+    assert stored.outcome is Outcome.ACCEPTED
+    assert stored.signed_at is not None, "the check read the signed time"
+    assert SAMPLE_ID.encode() in (stored.body or b"")
+    (fact,) = store.audit_page(Filter(kind="sample"), None, 5).items
+    assert (fact.outcome, fact.inbound_id) == ("requested", stored.id)
+    assert fact.reason == "otto sent a sample, signed as Standard Webhooks would."
+    assert len(own_stage.rings) == 1, "the worker is told"
+
+
+def test_only_operators_send_samples(stage: Stage) -> None:
+    with stage.session("viewer") as session:
+        session.page("/sources/shop/sample", 403)
+        assert session.submit("/sources/shop/sample", form_at="/account").status_code == 403
+    with stage.session("operator") as session:
+        session.page("/sources/nobody/sample", 404)
+        forged = session.post(f"{stage.url}/sources/shop/sample", timeout=10)
+        assert forged.status_code == 400
+
+
+def test_a_sample_to_a_source_with_a_secret_url_needs_no_token(template: Template, tmp_path: Path) -> None:
+    with first_run(template, tmp_path) as stage, stage.session("operator") as session:
+        answer = session.submit("/sources/guarded/sample")
+        assert answer.status_code == 200
+        stored = stage.store.inbound(int(answer.url.rpartition("/")[2]))
+    assert stored is not None
+    assert stored.url == f"{stage.url}/hooks/guarded/…", "as one that came with a token is stored: without it"
