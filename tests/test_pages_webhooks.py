@@ -91,7 +91,7 @@ def test_each_filter_narrows_the_list_and_is_kept_on_the_way(
     stage: Stage, ada: Session, query: dict[str, Any]
 ) -> None:
     html = ada.page(f"/webhooks?{urlencode(query)}")
-    found = [one.id for one in stage.store.inbound_page(Filter(**query), None, 50).items] 
+    found = [one.id for one in stage.store.inbound_page(Filter(**query), None, 50).items]
     assert rows(html) == found
     assert 0 < len(found) < 5
     (name,) = query
@@ -233,8 +233,8 @@ def test_the_verdict_names_the_secret_by_its_place(stage: Stage, index: int, sai
 
 
 def test_a_hostile_webhook_breaks_no_page(own_stage: Stage) -> None:
-    fields: dict[str, Any] = {f"<b>{n}\u202e</b>": n for n in range(10_000)}
-    data = {**person(77), "name": "<img src=x>\u0007" * 60_000, **fields}
+    fields: dict[str, Any] = {f"<b>{n}\u202e</b>": n for n in range(2_000)}
+    data = {**person(77), "name": "<img src=x>\u0007" * 20_000, **fields}
     many = receive(own_stage, webhook("changed", data, utc_now()))
     own_stage.work()
     with own_stage.session() as session:

@@ -11,7 +11,7 @@ from flask import Blueprint, redirect, request
 from flask.typing import ResponseReturnValue
 from pydantic import Field
 
-from bridge.model import AuditEntry, Contact, RecordKey
+from bridge.model import AuditEntry, RecordKey
 from bridge.store.looking import Bar, Facets, Histogram, Hit
 from bridge.store.protocol import Filter, Store
 from bridge.web.pages import filters
@@ -70,7 +70,8 @@ def rows_of(store: Store, entries: Sequence[AuditEntry]) -> list[Row]:
     """Return *entries* with the names and links that a person needs."""
     keys = {key for one in entries if (key := _key(one))}
     known = store.contacts(keys) if keys else {}
-    return [_row(one, known) for one in entries]
+    names = {key: name_of(contact) for key, contact in known.items()}
+    return [_row(one, names) for one in entries]
 
 
 def _key(entry: AuditEntry) -> RecordKey | None:
@@ -79,9 +80,8 @@ def _key(entry: AuditEntry) -> RecordKey | None:
     return RecordKey(entry.source, entry.source_id)
 
 
-def _row(entry: AuditEntry, known: Mapping[RecordKey, Contact]) -> Row:
+def _row(entry: AuditEntry, names: Mapping[RecordKey, str]) -> Row:
     key = _key(entry)
-    found = known.get(key) if key else None
     contact = contact_url(key.source, key.source_id) if key else ""
     webhook = f"/webhooks/{entry.inbound_id}" if entry.inbound_id else ""
     own = f"/audit/{entry.id}"
@@ -89,7 +89,7 @@ def _row(entry: AuditEntry, known: Mapping[RecordKey, Contact]) -> Row:
         entry=entry,
         href=(contact if entry.kind == "delivery" else webhook) or contact or webhook or own,
         contact=contact,
-        name=name_of(found) if found else "",
+        name=names.get(key, "") if key else "",
         webhook=webhook,
         sentence=sentence(entry),
     )

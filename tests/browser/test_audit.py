@@ -1,0 +1,105 @@
+"""The audit log in a real browser: narrowed with keys, by dragging, without scripts; live, but not while one reads."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from playwright.sync_api import Page, expect
+
+from bridge.model import AuditEntry, utc_now
+from bridge.store.protocol import Filter
+from tests.browser.conftest import Visits
+from tests.stage import FAILED, Stage
+
+PERSON = f"84{FAILED:03}"
+
+
+def test_the_log_keeps_nobody_out(visit: Visits, axe: Callable[[Page], None], stage: Stage) -> None:
+    entry = stage.store.audit_page(Filter(error="invalid", source_id=PERSON), None, 1).items[0]
+    page = visit(stage, "/audit?target=sms&outcome=created", dark=True)
+    page.locator("summary", has_text="Time").click()
+    axe(page)
+    page.goto(f"{stage.url}/audit/{entry.id}")
+    axe(page)
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{stage.url}/audit/export?outcome=created")
+    axe(page)
+    for path in ("/audit?within=all", f"/audit/{entry.id}", "/audit/export?outcome=created"):
+        page.goto(stage.url + path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+
+
+def test_with_keys_alone_one_finds_an_entry_and_opens_its_story(visit: Visits, stage: Stage) -> None:
+    page = visit(stage, f"/audit?within=all&source_id={PERSON}&kind=delivery")
+    page.keyboard.press("j")
+    expect(page.locator("tr.current")).to_have_count(1)
+    page.keyboard.press("j")
+    expect(page.locator("tbody tr").nth(1)).to_have_class("current")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{stage.url}/contacts/shop/{PERSON}")
+    page.goto(f"{stage.url}/audit")
+    page.keyboard.press("/")
+    page.keyboard.type("3")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{stage.url}/webhooks/3")
+
+
+def test_dragging_over_the_chart_picks_its_time(visit: Visits, stage: Stage) -> None:
+    page = visit(stage, "/audit?outcome=created")
+    bars = page.locator(".chart g.bar")
+    first, last = bars.nth(bars.count() - 5), bars.nth(bars.count() - 1)
+    chart = page.locator(".chart svg").bounding_box()
+    assert chart is not None
+    middle = chart["y"] + chart["height"] / 2
+    step = chart["width"] / bars.count()
+    page.mouse.move(chart["x"] + chart["width"] - 4.5 * step, middle)
+    page.mouse.down()
+    page.mouse.move(chart["x"] + chart["width"] - 2 * step, middle)
+    page.mouse.move(chart["x"] + chart["width"] - 0.5 * step, middle)
+    wanted = {
+        "from": [first.get_attribute("data-from")],
+        "to": [last.get_attribute("data-to")],
+        "outcome": ["created"],
+    }
+    page.mouse.up()
+    page.wait_for_url("**from=*")
+    assert parse_qs(urlsplit(page.url).query) == wanted
+    expect(page.locator(".live")).to_have_count(0)  # a time that has ended brings nothing new
+
+
+def test_what_happens_shows_by_itself_but_not_while_one_reads(visit: Visits, own_stage: Stage) -> None:
+    page = visit(own_stage, "/audit")
+    sign = page.locator(".live")
+    expect(sign).to_have_attribute("data-state", "on")
+    own_stage.store.note([AuditEntry(utc_now(), "access", "signed_in", "Somebody came.")])
+    page.evaluate("htmx.trigger('#entries', 'refresh')")  # as happens every five seconds
+    expect(page.locator("tbody tr").first).to_contain_text("Somebody came.")
+    expect(page.locator(".chart")).to_have_count(1)
+    page.locator("tbody tr").nth(2).hover()
+    expect(sign).to_have_text("Live, paused while you read Stop")
+    sign.get_by_role("button").click()
+    expect(sign).to_have_text("Not live Go live")
+
+
+def test_without_scripts_the_log_is_narrowed_searched_and_exported(
+    visit: Visits, stage: Stage, tmp_path: Path
+) -> None:
+    page = visit(stage, "/audit", javascript=False)
+    page.locator("summary", has_text="Outcome").click()
+    page.get_by_role("link", name="created").first.click()
+    page.get_by_label("Search").fill("person 6")
+    page.get_by_role("button", name="Search").click()
+    query = parse_qs(urlsplit(page.url).query)
+    assert (query["outcome"], query["q"]) == (["created"], ["person 6"])
+    shown = page.locator("tbody tr").count()
+    assert shown == 3
+    page.get_by_role("link", name="Export").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    download.value.save_as(tmp_path / "audit.csv")
+    text = (tmp_path / "audit.csv").read_text()
+    assert len(list(csv.DictReader(text.splitlines()))) == shown
