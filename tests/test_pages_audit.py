@@ -128,10 +128,14 @@ def test_facets_count_what_their_links_show(stage: Stage, ada: Session) -> None:
 
 
 def test_facets_of_only_the_newest_entries_say_so() -> None:
-    some = Facets({"source": [("shop", 700)], "target": [("sms", 300), ("inbox", 200)]}, complete=False)
-    assert audit.counted_only(some) == 700
-    assert audit.counted_only(replace(some, complete=True)) == 0
-    assert audit.counted_only(None) == 0
+    some = Facets({"kind": [("delivery", 9000), ("contact", 500)], "field": [("email", 700)]}, complete=False)
+
+    def notes(facets: Facets) -> list[str]:
+        return [one.note for one in audit.dimensions(Address("/audit"), facets)]
+
+    assert notes(some) == ["Counted in the newest 9,500 entries that match."] * 2
+    assert notes(replace(some, complete=True)) == ["", "Counted in the newest 1,000 entries that match."]
+    assert notes(Facets({"kind": [("contact", 5)], "field": [("email", 5)]})) == ["", ""]
 
 
 def test_a_list_is_paged_without_gap_or_repeat(stage: Stage, ada: Session) -> None:

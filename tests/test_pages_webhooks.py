@@ -15,7 +15,7 @@ import pytest
 
 from bridge.model import Outcome, utc_now
 from bridge.store.looking import Role
-from bridge.store.protocol import Filter, Inbound, Page
+from bridge.store.protocol import Filter, Inbound, NewInbound, Page
 from bridge.web.pages import webhooks, wire
 from tests.platforms import PUBLIC_URL, person, signed, webhook
 from tests.stage import EDITED, ERASED, FAILED, PRUNED, SYNCED, USERS, Session, Stage
@@ -216,9 +216,15 @@ def test_too_many_contacts_are_not_all_worked_out(
     assert "too many to work all out here" in html
 
 
-def test_a_source_that_is_no_longer_configured_costs_the_page_nothing(stage: Stage) -> None:
-    one = about(stage, SYNCED)[0]
-    assert webhooks.verdict(one, None) == "It passed the check of the source shop, which is no longer configured."
+def test_a_source_that_is_no_longer_configured_still_has_its_webhooks(own_stage: Stage) -> None:
+    url = f"{PUBLIC_URL}/hooks/gone"
+    (taken,) = own_stage.store.receive([NewInbound("gone", NOW, "POST", url, {}, b'{"a": 1}', ("key",))])
+    with own_stage.session() as session:
+        said = text_of(session.page(f"/webhooks/{taken.id}"))
+        assert "It passed the check of the source gone, which is no longer configured." in said
+        assert "what the webhook says cannot be told" in said
+        assert '{ "a": 1 }' in said
+        assert "it speaks of no contact" in text_of(session.page(f"/webhooks/{taken.id}/replay"))
 
 
 @pytest.mark.parametrize(

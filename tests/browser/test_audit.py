@@ -1,4 +1,4 @@
-"""The audit log in a real browser: narrowed with keys, by dragging, without scripts; live, but not while one reads."""
+"""The audit log in a real browser: narrowed with keys, by dragging, without scripts; live, unless one reads."""
 
 from __future__ import annotations
 

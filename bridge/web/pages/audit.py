@@ -39,6 +39,7 @@ KINDS: Mapping[str, str] = {
     "replay": "retries and rules",
     "access": "people signing in",
     "export": "exports",
+    "sample": "samples",
 }
 
 
@@ -237,13 +238,16 @@ DIMENSIONS: Mapping[str, str] = {
 }
 HIDDEN: Mapping[str, str] = {"source_id": "Contact", "inbound": "Webhook"}  # narrowed to by links, not counted
 VALUES_SHOWN = 30
+FIELDS_COUNTED_IN = 1000  # entries: see `Facets`
 
 
 def dimensions(address: Address, facets: Facets | None) -> list[Dimension]:
     """Return each way to narrow the log; without *facets* only what it is narrowed to."""
     found = facets.values if facets else {}
     return [
-        filters.dimension(address, name, title, found.get(name, ())[:VALUES_SHOWN], _word(name))
+        filters.dimension(
+            address, name, title, found.get(name, ())[:VALUES_SHOWN], _word(name), _counted(name, facets)
+        )
         for name, title in {**DIMENSIONS, **HIDDEN}.items()
         if address.query.get(name) or found.get(name)
     ]
@@ -257,11 +261,16 @@ def _word(name: str) -> filters.Word:
     return lambda value: value if len(value) <= LONGEST_NAME else f"{value[:LONGEST_NAME]}…"
 
 
-def counted_only(facets: Facets | None) -> int:
-    """Return how many entries were counted where not all were, 0 where all were."""
-    if facets is None or facets.complete:
-        return 0
-    return max((sum(many for _, many in values) for values in facets.values.values()), default=0)
+def _counted(name: str, facets: Facets | None) -> str:
+    """Return what to know of the counts of a dimension: that not all entries that match were counted."""
+    if facets is None:
+        return ""
+    counted = sum(many for _, many in facets.values.get("kind", ()))  # every entry has one
+    if not facets.complete:
+        return f"Counted in the newest {counted:,} entries that match."
+    if name == "field" and counted > FIELDS_COUNTED_IN:
+        return f"Counted in the newest {FIELDS_COUNTED_IN:,} entries that match."
+    return ""
 
 
 def place_of(hit: Hit) -> tuple[str, str]:
@@ -296,7 +305,6 @@ def blueprint(site: Site) -> Blueprint:
             rows=rows_of(site.store, page.items),
             chart=_chart(site.store, narrowed, address, now),
             dimensions=dimensions(address, facets),
-            counted_only=counted_only(facets),
             times=filters.times(address, period),
             address=address,
             hits=[place_of(hit) for hit in hits],

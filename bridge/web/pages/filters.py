@@ -140,6 +140,7 @@ class Dimension:
     chosen: str
     without: str
     choices: Sequence[Choice] = ()
+    note: str = ""  # what to know of the counts
 
 
 def dimension(
@@ -148,6 +149,7 @@ def dimension(
     title: str,
     values: Iterable[tuple[str, int | None]],
     word: Word = str,
+    note: str = "",
 ) -> Dimension:
     """Return the parameter *name* as a `Dimension` with *values* and their counts, said with *word*."""
     chosen = address.query.get(name, "")
@@ -156,7 +158,7 @@ def dimension(
         for value, count in values
         if value
     ]
-    return Dimension(title, word(chosen) if chosen else "", address.url("", **{name: ""}), choices)
+    return Dimension(title, word(chosen) if chosen else "", address.url("", **{name: ""}), choices, note)
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,6 +303,7 @@ def blueprint(site: Site) -> Blueprint:
             stored=stored,
             connection=connection,
             verdict=verdict(stored, connection),
+            link=f"{site.public_url}/webhooks/{inbound_id}",
             reason=stored.reason or SENTENCES.get(stored.outcome, ""),
             newer=back.url(f"/webhooks/{newer}") if newer else "",
             older=back.url(f"/webhooks/{older}") if older else "",

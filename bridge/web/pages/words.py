@@ -63,6 +63,9 @@ MARKS: Mapping[str, Mark] = {
     "rules_changed": Mark("rules changed", "idle", "pencil"),
     "signed_in": Mark("signed in", "idle", "person"),
     "signed_out": Mark("signed out", "idle", "person"),
+    "exported": Mark("exported", "idle", "out"),
+    "bulk_requested": Mark("bulk retry", "idle", "person"),
+    "bulk_cancelled": Mark("bulk retry cancelled", "idle", "minus"),
     # bulk retries
     "running": Mark("running", "busy", "arrow"),
     "done": Mark("done", "good", "check"),
