@@ -155,14 +155,19 @@ class Worker:
         api = self._reader(connection)
         routes = self.config.routes_of(connection.name)
         while time.monotonic() < deadline and not self._stopping.is_set():
+            more = False
             began_ns = time.time_ns()
-            done = pipeline.process(connection, routes, self.store, self._ticket(lane), api, self.clock())
-            if done.inbounds:
-                where: dict[str, telemetry.Fact] = {"bridge.source": connection.name}
-                self.spans.add("bridge.process", began_ns, {**where, "bridge.inbounds": done.inbounds})
-            for woken, due in done.woken.items():
-                self.engine.wake([woken], due)
-            if not done.more:
+            for done in pipeline.process(connection, routes, self.store, self._ticket(lane), api, self.clock()):
+                if done.inbounds:
+                    where: dict[str, telemetry.Fact] = {"bridge.source": connection.name}
+                    self.spans.add("bridge.process", began_ns, {**where, "bridge.inbounds": done.inbounds})
+                for woken, due in done.woken.items():
+                    self.engine.wake([woken], due)
+                more = done.more
+                if time.monotonic() > deadline or self._stopping.is_set():
+                    break
+                began_ns = time.time_ns()
+            if not more:
                 return self.store.due_lanes(self.clock()).get(lane)
         return self.clock()
 

@@ -159,7 +159,9 @@ class Site:
     def process(self, source: str = "shop") -> None:
         """Do what the worker would do with all that came."""
         ticket = self.store.acquire(process_lane(source), "test", utc_now())
-        process(self.config.sources[source], self.config.routes_of(source), self.store, ticket, None, utc_now())
+        routes = self.config.routes_of(source)
+        for _ in process(self.config.sources[source], routes, self.store, ticket, None, utc_now()):
+            pass
 
     def inbounds(self) -> int:
         """Return how many webhooks are stored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -29,7 +29,11 @@ from bridge.rules import Route
 from bridge.sources.base import Genuine, change_fields
 from bridge.store.protocol import Decision, Inbound, InboundResult, Store, Ticket, Work
 
-BATCH = 200  # inbounds a round: one transaction
+# What is queued is sorted by contact before it is dealt with, since a burst goes around: an import that touches
+# 500 persons ten times does not touch one of them ten times in a row. Each round then takes some contacts with all
+# that was said of them, decides once for each, and is one transaction: short, for webhooks wait to be stored.
+BATCH = 1000  # inbounds looked at together
+ROUND = 100  # contacts; as many as most CRMs let be read at once
 # So many at once are a burst (an import, a bulk edit): more about the same persons is likely to follow at once.
 BURST = 10
 BURST_QUIET_S = 0.5
@@ -49,7 +53,7 @@ class Round:
     """What one round of processing came to."""
 
     woken: Mapping[str, datetime]  # lanes made due
-    more: bool  # there is more to do at once
+    more: bool  # there is more to do at once, in this batch or another
     inbounds: Sequence[int] = ()  # ids of what was read
 
 
@@ -60,16 +64,53 @@ def process(
     ticket: Ticket,
     api: Callable[[], Api] | None,
     now: datetime,
-) -> Round:
-    """Process one batch of the source's lane: parse, read what events left out, merge, decide, commit.
+) -> Iterator[Round]:
+    """Process one batch of the source's lane, a round at a time: parse, merge, decide, commit.
 
-    *api* makes a client for the CRM, None where records cannot be read.
+    What is in rounds that are not asked for stays queued. *api* makes a client for the CRM, None where records
+    cannot be read.
     """
     work = store.work(connection.name, now, BATCH)
-    if not work.inbounds and not work.keys:
-        return Round({}, more=False)
     parsed = [parse(connection, inbound) for inbound in work.inbounds]
-    account = work.account or _first_account(parsed)
+    work = replace(work, account=work.account or _first_account(parsed))
+    rounds = _rounds(parsed, work.keys)
+    for number, (some, keys) in enumerate(rounds, 1):
+        decision = _decision(connection, routes, store, api, replace(work, keys=keys), some, now)
+        woken = store.commit(ticket, decision, now)
+        yield Round(woken, work.more or number < len(rounds), [one.inbound.id for one in some])
+
+
+def _rounds(parsed: Sequence[Parsed], keys: Sequence[RecordKey]) -> list[tuple[list[Parsed], list[RecordKey]]]:
+    """Deal *parsed* and *keys* out to rounds of so many contacts, with all that was said of one side by side.
+
+    What speaks of several counts as said of the first, and what speaks of none is said of nobody in particular.
+    """
+    said: dict[RecordKey | None, list[Parsed]] = {}
+    for one in parsed:
+        spoken_of = (change.key for event in one.events for change in event.changes)
+        said.setdefault(next(spoken_of, None), []).append(one)
+    for key in keys:  # last, so that what comes in need not wait for the replay of a hundred thousand
+        said.setdefault(key, [])
+    due = set(keys)
+    order = list(said)
+    return [
+        ([one for key in some for one in said[key]], [key for key in some if key in due])
+        for start in range(0, len(order), ROUND)
+        if (some := order[start : start + ROUND])
+    ]
+
+
+def _decision(
+    connection: SourceConnection,
+    routes: Sequence[Route],
+    store: Store,
+    api: Callable[[], Api] | None,
+    work: Work,
+    parsed: Sequence[Parsed],
+    now: datetime,
+) -> Decision:
+    """Merge what *parsed* says and decide anew for everybody concerned. *work* has the keys of this round."""
+    account = work.account
     changes = [
         contacts.clamp(change, one.inbound.received_at)
         for one in parsed
@@ -88,7 +129,7 @@ def process(
         known[key] = unless_readable(known[key], can_read=api is not None)
     before_erased = {key for key, contact in before.items() if contact.erased}
     spoken = [entry for one in parsed for entry in _facts(one, account, known, now)]
-    decision = Decision(
+    return Decision(
         contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
         wants=_decide(routes, known, touched, work, _told(parsed, account), can_read=api is not None),
         results=[_result(one, account, known) for one in parsed],
@@ -101,7 +142,6 @@ def process(
         decided=work.keys,
         account=account,
     )
-    return Round(store.commit(ticket, decision, now), work.more, [one.id for one in work.inbounds])
 
 
 def parse(connection: SourceConnection, inbound: Inbound) -> Parsed:
