@@ -8,6 +8,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from flask import Flask
@@ -21,8 +22,8 @@ from bridge import log
 from bridge.web.express import ExpressWorker
 
 # Threads serve all that `express` does not take in by itself. How many there are hardly matters for speed, so
-# there are enough of them to bear a few slow senders. Of ways to take in webhooks, these were tried before it, with
-# a thread for each that waits for the writer (signed, 1 KB; against a Flask route that does nothing on the same
+# there are enough of them to bear a few slow senders. Of ways to take in webhooks, these were tried before it,
+# with a thread for each that waits for the writer (signed, 1 KB; against a Flask route that does nothing on the same
 # server, called null; two or three runs each on a busy 2-core machine, lowest to highest):
 #
 #   processes x threads   null/s        stored durably/s   ratio      p99 at 64 connections
@@ -40,6 +41,7 @@ ANSWER_DEADLINE_S = 30.0  # for a request and its answer; a peer that sips its a
 LINGER_S = 1.0  # for a peer to read the end of its last answer before the connection is closed
 LINGER_BYTES = 64 * 1024
 GRACE_S = 7  # of the 10 seconds in which all of bridge ends: requests under way are answered by then
+ARBITER_S = 0.5  # for gunicorn's main process to close its side of the door
 LAST_BYTE_S = 2.0  # a connection that was there when we were asked to stop may still say so long what it wants
 KEEPALIVE_S = 15
 HEAD_LINE_BYTES = 8190
@@ -53,6 +55,7 @@ class Worker(ExpressWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._began: dict[TConn, float] = {}  # requests under way
+        self._asked_at: float | None = None  # to stop
 
     def handle(self, conn: TConn) -> object:
         if not conn.initialized:
@@ -68,6 +71,27 @@ class Worker(ExpressWorker):
             # gunicorn waits for the peer's goodbye in the thread that serves all connections: do it here before.
             say_goodbye(conn.sock)
         return goes_on
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called with SIGTERM: by the arbiter, once it has closed its side of the door, or with all at once.
+
+        As long as the arbiter has not, the kernel lets people in that nobody serves; so wait for it. Its own
+        signal comes on top of the one for all, if that was one.
+        """
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            self.method_queue.defer(lambda: None)
+        else:
+            super().handle_exit(sig, frame)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        if self._asked_at is None or not self.alive:
+            super().wait_for_and_dispatch_events(timeout)
+        else:
+            left_s = self._asked_at + ARBITER_S - time.monotonic()
+            super().wait_for_and_dispatch_events(min(timeout, max(left_s, 0)))
+            if left_s <= 0:
+                self.alive = False
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Called with False at the end: take in who waits at the door, then close it.
