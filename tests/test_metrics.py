@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from bridge.errors import DeliveryFailed, Retryable
 from bridge.lanes import deliver_lane
 from bridge.model import Delivery, Exchange, Receipt, RecordKey, utc_now
 from bridge.store.protocol import Attempt, TargetStatus, Ticket
+from bridge.store.sqlite import SqliteStore
+from bridge.web.health import nothing_known
+from bridge.web.metrics import StoreCollector
 from tests.following import DOCS, code, table
 from tests.web_site import API_TOKEN, Site, open_site
 
@@ -156,6 +160,19 @@ def test_the_quota_is_told_as_it_is_now(site: Site) -> None:
     told = scrape(site)
     assert told["bridge_quota_calls"]["sms"] < 1
     assert 60 < told["bridge_target_backoff_seconds"]["sms"] <= 90
+
+
+def test_every_process_tells_the_same(site: Site, tmp_path: Path) -> None:
+    site.send("shop", customer(1))
+    site.process()
+    push(site, 1, ms=40, calls=3)
+    with closing(SqliteStore(tmp_path / "bridge.db", {"sms": 2, "marketing": 2})) as other:
+        bursts = {name: one.burst for name, one in site.config.targets.items()}
+        found = list(StoreCollector(other, bursts, utc_now, nothing_known).collect())
+    told = {sample.name: sample.value for family in found for sample in family.samples}
+    here = scrape(site)
+    assert set(told) == set(here)
+    assert all(told[name] in here[name].values() for name in told if name.endswith("_total"))
 
 
 def test_a_source_that_fell_silent_is_seen(site: Site) -> None:
