@@ -154,7 +154,7 @@ def test_a_long_list_goes_on_without_gaps(own_stage: Stage) -> None:
             [
                 "The target holds what the CRM says.",
                 "Because of webhook",
-                "email person1@example.com person1@example.com same",
+                "email same person1@example.com person1@example.com",
             ],
         ),
         (EDITED, ["Grace", '["a list", 3, ""]']),

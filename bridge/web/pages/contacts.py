@@ -28,6 +28,7 @@ PAGE = 50  # contacts of a list
 ENTRIES = 25  # of a timeline
 FIELDS = 200  # shown at once of a contact, and of a target
 LONGEST_VALUE = 300  # characters of a value, before it is cut
+LONGEST_THERE = 100  # of one at a target, where two stand side by side
 SOON = timedelta(seconds=20)  # in which what somebody asked for begins to show
 
 MOVING = frozenset({State.PENDING, State.SENDING})
@@ -250,6 +251,7 @@ def _shown(site: Site, contact: Contact, query: ContactQuery) -> Response:
         newest=contact_url(key.source, key.source_id, target=query.target) if query.cursor else "",
         retry=_retry_url(key) if _can_retry(site, contact, deliveries) else "",
         longest=None if query.all else LONGEST_VALUE,
+        longest_there=None if query.all else LONGEST_THERE,
         most_rows=None if query.all else FIELDS,
     )
 
