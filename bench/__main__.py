@@ -19,7 +19,7 @@ from pathlib import Path
 
 import requests
 
-from bench import load
+from bench import lists, load
 from bridge import config as configuration
 from bridge.config import Config
 from bridge.model import InboundRequest
@@ -32,8 +32,8 @@ NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
 def main(named: Sequence[str]) -> None:
-    """Run the *named* parts (ingest, idle, burst), or all."""
-    parts = {"ingest": ingest, "idle": idle_latency, "burst": burst}
+    """Run the *named* parts (ingest, idle, burst, lists), or all."""
+    parts = {"ingest": ingest, "idle": idle_latency, "burst": burst, "lists": lambda _, folder: lists.run(folder)}
     with serve_platforms() as platforms, tempfile.TemporaryDirectory() as folder:
         for name in named or parts:
             parts[name](platforms, Path(folder))

@@ -486,6 +486,8 @@ def test_another_account_behind_the_same_url_is_ignored(world: World) -> None:
         "It is from another CRM account than the one this source was first heard from.",
     )
     assert world.at_sakari()["firstName"] == "Ana"
+    [told] = world.bench.store.audit_page(Filter(kind="inbound"), None, 10).items
+    assert (told.outcome, told.reason) == world.outcome()
 
 
 def test_a_condition_that_turns_false_stops_updates_but_not_an_opt_out(world: World) -> None:
@@ -724,6 +726,29 @@ def test_a_repeated_webhook_is_a_duplicate_and_costs_nothing(world: World) -> No
     assert len(world.sms.calls) == calls
     [inbound] = world.bench.store.inbound_page(Filter(), None, 10).items
     assert inbound.repeats == 1
+
+
+def test_a_push_tells_of_the_webhook_behind_it_and_of_the_changes_it_saved(world: World) -> None:
+    source_id = world.create()
+    world.crm_time_passes()
+    for number in range(3):
+        world.send(world.crm.change(source_id, firstname=f"Ana {number}"), settle=False)
+        world.crm_time_passes()
+    world.bench.settle()
+    store = world.bench.store
+    newest = store.inbound_page(Filter(), None, 1).items[0]
+    [push] = store.audit_page(Filter(kind="delivery", outcome="updated"), None, 10).items
+    assert push.inbound_id == newest.id
+    assert {one.kind for one in store.audit_page(Filter(inbound_id=newest.id), None, 10).items} == {
+        "contact",
+        "delivery",
+    }
+    announced = sum(one.count for one in store.totals() if one.kind == "announced")
+    replays = store.replay(utc_now(), "ann", keys=[RecordKey("hubspot", source_id)])
+    world.bench.settle()
+    assert announced >= 4
+    assert replays == 1
+    assert sum(one.count for one in store.totals() if one.kind == "announced") == announced
 
 
 def test_an_unchanged_state_costs_no_call(world: World) -> None:

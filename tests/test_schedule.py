@@ -226,6 +226,25 @@ errors = st.sampled_from(
         Retryable("N.", code="nonsense"),
     ]
 )
+
+
+def test_a_retry_that_is_called_off_leaves_no_trace() -> None:
+    row = sending(planned(want(ANA)))
+    error = Permanent("The number is refused.", status=422)
+    before = schedule.failed(row, row, error, held=OPEN, now=NOON, draw=0.5)
+    again = planned(want(ANA, again=True), start=before)
+    assert again.state is State.PENDING
+    assert schedule.called_off(again, before, LATER) == replace(before, updated_at=LATER)
+    held = planned(want(ANA, again=True), start=before, held=HELD)
+    assert schedule.called_off(held, before, LATER) == replace(before, updated_at=LATER)
+
+
+def test_what_is_on_its_way_is_not_called_off() -> None:
+    before = replace(planned(want(ANA)), state=State.FAILED, due_at=None)
+    for row in (sending(before), synced(), planned(want(ANITA), start=before)):
+        assert schedule.called_off(row, before, LATER) is row
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("want"), desires),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,13 +29,16 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlite_utils import Database
 
 from bridge import schedule
 from bridge.errors import LostLane, Permanent, Retryable, StoreUnavailable
 from bridge.lanes import deliver_lane, slot_of
 from bridge.model import Contact, Delivery, Outcome, Receipt, RecordKey, State, Version, iso
+from bridge.store.looking import Activity, BulkState, Queue
+from bridge.store.migrations.sqlite import MIGRATIONS
 from bridge.store.protocol import Filter, InboundResult, TargetStatus, Ticket
-from bridge.store.sqlite import SqliteStore
+from bridge.store.sqlite import SqliteStore, retries
 from tests.store_contract import (
     JANE,
     LANES,
@@ -53,7 +58,7 @@ from tests.store_contract import (
     push,
     want,
 )
-from tests.store_contract_looking import LookingContract
+from tests.store_contract_looking import LookingContract, fail_all
 
 
 @pytest.fixture
@@ -419,8 +424,22 @@ def test_contacts_are_dealt_out_anew_when_the_number_of_lanes_changes(store: Sql
             "delivery_due",
         ),
         ("SELECT id FROM inbound WHERE source = ? AND outcome = 'accepted' ORDER BY id", "inbound_queued"),
-        ("SELECT * FROM delivery d WHERE +d.target = ? ORDER BY d.updated_at DESC, d.id DESC", "delivery_by_time"),
-        ("SELECT * FROM audit a WHERE +a.source = ? ORDER BY a.at DESC, a.id DESC", "audit_by_time"),
+        (
+            "SELECT d.id FROM delivery d WHERE d.error = ? ORDER BY d.updated_at DESC, d.id DESC",
+            "delivery_by_error",
+        ),
+        ("SELECT a.id FROM audit a WHERE a.source = ? ORDER BY a.at DESC, a.id DESC", "audit_by_source"),
+        ("SELECT a.id FROM audit a WHERE a.target = ? ORDER BY a.at DESC, a.id DESC", "audit_by_target"),
+        ("SELECT a.id FROM audit a WHERE a.error = ? ORDER BY a.at DESC, a.id DESC", "audit_by_error"),
+        (
+            "SELECT a.id FROM audit a WHERE a.kind = ? AND a.kind NOT IN ('contact', 'delivery')"
+            " AND (a.at, a.id) < (?, ?) ORDER BY a.at DESC, a.id DESC",
+            "audit_by_kind",
+        ),
+        (
+            "SELECT a.id FROM audit a WHERE a.status = ? AND a.status >= 300 ORDER BY a.at DESC, a.id DESC",
+            "audit_by_status",
+        ),
         ("SELECT * FROM inbound i WHERE i.source = ? ORDER BY i.received_at DESC, i.id DESC", "inbound_by_source"),
         (
             "SELECT source_id FROM delivery WHERE target = ? AND source = ? AND target_id = ? AND source_id != ?"
@@ -463,6 +482,106 @@ def test_very_many_deliveries_are_held_and_resumed_in_slices(
     store.resume("mail", "ann", NOW)
     assert store.health(NOW).deliveries == {("mail", "pending"): 10}
     assert store.target_status("mail").mode == "open"
+
+
+def test_very_many_deliveries_are_retried_and_called_off_in_slices(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.store.sqlite.SLICE", 3)
+    keys = fail_all(store, 10)
+    bulk_id = store.start_bulk(Filter(), "all", "ann", NOW)
+    commit(store, *(replace(want(key), again=True) for key in keys[:5]), decided=keys[:5])
+    assert store.health(NOW).deliveries == {("mail", "failed"): 5, ("mail", "pending"): 5}
+    assert store.cancel_bulk(bulk_id, "ann", NOW)
+    assert store.health(NOW).deliveries == {("mail", "failed"): 10}
+    bulk = store.bulk(bulk_id, NOW)
+    assert bulk is not None
+    assert (bulk.total, bulk.states, bulk.undecided) == (10, {"failed": 10}, 0)
+
+
+def test_a_retry_that_was_cut_short_is_of_what_it_came_to(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.store.sqlite.SLICE", 3)
+    fail_all(store, 10)
+    take_some, slices = retries.take_some, iter(range(2))
+
+    def take_two(*given: Any) -> int | None:
+        if next(slices, None) is None:
+            raise KeyboardInterrupt
+        return take_some(*given)
+
+    monkeypatch.setattr(retries, "take_some", take_two)
+    with pytest.raises(KeyboardInterrupt):
+        store.start_bulk(Filter(), "all", "ann", NOW)
+    [bulk] = store.bulks(NOW)
+    assert (bulk.state, bulk.total, bulk.undecided) == (BulkState.RUNNING, 6, 6)
+    assert len(store.work("crm", NOW, 20).replays) == 6
+    assert store.cancel_bulk(bulk.id, "ann", NOW)
+    assert store.work("crm", NOW, 20).replays == frozenset()
+
+
+def test_what_was_there_before_totals_and_terms_were_kept_is_counted_and_found(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.row_factory = sqlite3.Row
+        MIGRATIONS.apply(Database(connection, execute_plugins=False), stop_before="0002_looking")
+        known = {"fields": {"email": {"value": "J.Smith@acme.com", "version": [iso(NOW), "e1"]}}}
+        connection.execute(
+            "INSERT INTO contact (source, source_id, data, search, erased, updated_at)"
+            " VALUES ('crm', '1', ?, '', 0, ?)",
+            (json.dumps(known), iso(NOW)),
+        )
+        entries = [
+            ("contact", "changed", None, None, None, None, None, NOW - timedelta(days=9)),
+            ("delivery", "updated", "mail", 1, 200, None, 70, NOW),
+            ("delivery", "unavailable", "mail", 2, 503, "unavailable", 80, NOW + SECOND),
+        ]
+        for kind, outcome, target, attempt, status, error, duration_ms, at in entries:
+            connection.execute(
+                "INSERT INTO audit (at, kind, outcome, reason, source, source_id, target, attempt, status, error,"
+                " duration_ms, fields) VALUES (?, ?, ?, 'Why.', 'crm', '1', ?, ?, ?, ?, ?, '[]')",
+                (iso(at), kind, outcome, target, attempt, status, error, duration_ms),
+            )
+    with closing(SqliteStore(path, LANES)) as store:
+        assert "0002_looking" in store.migrate()
+        assert [one.key for one in store.contact_page(Filter(q="smith@ac"), None, 5).items] == [JANE]
+        assert set(store.totals()) == {
+            Activity("contact", "changed", 1, "crm"),
+            Activity("delivery", "updated", 1, "crm", "mail", None, 200, calls=1, duration_ms=70),
+            Activity("delivery", "unavailable", 1, "crm", "mail", "unavailable", 503, calls=1, duration_ms=80),
+        }
+        assert len(store.activity(NOW - MINUTE, NOW + MINUTE)) == 2
+        assert len(store.activity(NOW - timedelta(days=10), NOW + MINUTE)) == 3
+        [latency] = store.latencies()
+        assert (latency.counts[100], latency.total_ms) == (2, 150)
+        assert [one for one in store.queues(NOW) if one.target == "mail"] == [
+            Queue(
+                "mail",
+                last_success_at=NOW,
+                last_error_at=NOW + SECOND,
+                last_error="unavailable",
+                last_error_reason="Why.",
+            )
+        ]
+        # What is changed from now on is told apart from what was found in the migration.
+        commit(store, contacts=[contact(JANE, email="new@example.com")])
+        assert store.contact_page(Filter(q="smith"), None, 5).items == []
+
+
+def test_an_erased_person_is_in_no_file_however_many_there_are(store: SqliteStore, path: Path) -> None:
+    keys = list(numbered(400))
+    commit(
+        store,
+        contacts=[contact(key, email=f"person{key.source_id}@hills{key.source_id}.example") for key in keys],
+    )
+    gone = keys[100:140]
+    for key in gone:
+        commit(store, contacts=[Contact(key, erased=Version(NOW, "e9"))], erased=[key])
+    for key in gone:
+        assert not found(path, f"person{key.source_id}@hills".encode())
+        assert not found(path, f"hills{key.source_id}.example".encode())
+    assert found(path, b"hills200.example")
 
 
 # --- properties ------------------------------------------------------------------------------------------

@@ -58,6 +58,13 @@ def _no_nul(text: str) -> str:
 
 
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT), AfterValidator(_no_nul)]
+Sought = Annotated[
+    Text | None,
+    Field(
+        description="How a word of a contact's id, e-mail address, phone number, name or other value begins, in "
+        "any case of letters; of a phone number, digits in any spelling. Reasons are not looked into."
+    ),
+]
 RowId = Annotated[int, Field(ge=1, le=GREATEST_ID)]
 
 
@@ -74,7 +81,7 @@ class Span(Input):
 class InboundQuery(Span, Paging):
     source: Text | None = None
     outcome: Outcome | None = None
-    q: Annotated[Text | None, Field(description="Text to look for.")] = None
+    q: Sought = None
 
     def narrowed(self) -> Filter:
         return Filter(
@@ -92,7 +99,7 @@ class RefusalQuery(Input):
 
 class ContactQuery(Paging):
     source: Text | None = None
-    q: Annotated[Text | None, Field(description="Part of an id, e-mail address, phone number or name.")] = None
+    q: Sought = None
 
     def narrowed(self) -> Filter:
         return Filter(source=self.source, q=self.q)
@@ -106,7 +113,7 @@ class DeliveryFilter(Span):
     source_id: Text | None = None
     state: State | None = None
     error: Annotated[Text | None, Field(description="Class of the last attempt's error.")] = None
-    q: Annotated[Text | None, Field(description="Text to look for.")] = None
+    q: Sought = None
 
     def narrowed(self) -> Filter:
         return Filter(
@@ -135,7 +142,7 @@ class AuditQuery(Span, Paging):
     status: Annotated[int | None, Field(ge=100, le=599, description="HTTP status that a target answered.")] = None
     field: Annotated[Text | None, Field(description="The name of a field that it was about.")] = None
     inbound: Annotated[RowId | None, Field(description="The id of an inbound.")] = None
-    q: Annotated[Text | None, Field(description="Text to look for.")] = None
+    q: Sought = None
 
     def narrowed(self) -> Filter:
         return Filter(
