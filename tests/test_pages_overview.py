@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def text_of(html: str) -> str:
 
 
 def words_of(html: str) -> str:
-    return re.sub(r" (?=[.,:;)])", "", " ".join(re.sub(r"<[^>]+>", " ", html).split()))
+    text = unescape(" ".join(re.sub(r"<[^>]+>", " ", html).split()))
+    return re.sub(r" (?=[.,:;)])", "", text)
 
 
 GUARDED = """

@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path as PathOnDisk
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -128,7 +129,8 @@ class Document:
         own = get_type_hints(shape)
         self.known_keys(path, value, (*own, *also))
         prepared = {key: self._prepare(own[key], part, (*path, key)) for key, part in value.items() if key in own}
-        adapter = pydantic.TypeAdapter(shape)
+        hashable: Any = shape
+        adapter: pydantic.TypeAdapter[T] = _adapter(hashable)
         try:
             return adapter.validate_python(prepared)
         except pydantic.ValidationError as error:
@@ -284,6 +286,12 @@ def _syntax_problem(path: PathOnDisk, said: str) -> Problem:
     what = said[: match.start()] if match else "it is nested too deeply" if "recursion" in said else said
     fix = "a text stands in quotes" if what.startswith("Invalid value") else ""
     return Problem(where, f"this is not TOML: {what}", fix)
+
+
+@cache
+def _adapter(shape: type[Any]) -> pydantic.TypeAdapter[Any]:
+    """Return what checks a *shape*; making it takes longer than checking."""
+    return pydantic.TypeAdapter(shape)
 
 
 def _needed(shape: type[Any]) -> Iterator[str]:

@@ -46,6 +46,8 @@ class Routes:
 
 
 FILE_NAME = "bridge.toml"
+MOST_ROUTES = 100  # in rules that anybody may have written …
+MOST_DOTS = 500  # … and in a line of them: a name of so many parts
 _NAME = re.compile(r"[a-z0-9_-]+")
 _PERSONAL = re.compile(r"\w*(?:mail|phone|mobile)\w*", re.IGNORECASE)  # a name of something that is no mere number
 
@@ -89,6 +91,7 @@ def read_routes(text: str, config: Config, name: str = "rules") -> Routes:
     Raises:
         ConfigError: with every problem found.
     """
+    _look_at_size(text, name)
     document = Document(PathOnDisk(name), config.variables, text)
     document.known_keys((), document.tables, ("routes",))
     # Which connections there are, for whoever looks whether a name is one of them.
@@ -101,6 +104,15 @@ def read_routes(text: str, config: Config, name: str = "rules") -> Routes:
     if document.problems:
         raise ConfigError(*document.in_order())
     return Routes(tuple(routes), tuple(document.warnings))
+
+
+def _look_at_size(text: str, name: str) -> None:
+    """Refuse what would take long to read and means nothing: anybody may have written it."""
+    if text.count("[[") > MOST_ROUTES:
+        raise ConfigError(Problem(name, f"there are more than {MOST_ROUTES} routes", "try some of them"))
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > MOST_DOTS:
+            raise ConfigError(Problem(f"{name}:{number}", f"this line has more than {MOST_DOTS} dots"))
 
 
 class _Reader:

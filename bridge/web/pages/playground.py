@@ -37,6 +37,7 @@ MOST_S = 2.0
 AT_ONCE = 2  # tries in one process; others wait a little, and webhooks none at all
 PATIENCE_S = 5.0
 RECENT = 8
+MOST_PROBLEMS = 30  # of the rules, on the page
 BUSY = "Too many people try rules right now. Wait a moment, and try again."
 WOULD_READ = (
     "Bridge would first read the rest of the contact from the CRM; give it under 'what else the CRM knows'."
@@ -238,6 +239,7 @@ def blueprint(site: Site) -> Blueprint:
             recent=recent,
             longest_payload=LONGEST_PAYLOAD,
             longest_rules=LONGEST_RULES,
+            most_problems=MOST_PROBLEMS,
             asks_variables=_asks_variables(result.problems),
         )
 
