@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from bridge.store.protocol import Filter
+from bridge.store.sqlite import SqliteStore
 from tests.following import Terminal, marked, open_terminal
 from tests.processes import until
 
@@ -116,7 +118,7 @@ def test_on_a_terminal_it_stays_for_the_person_who_looks_on(
         read_until(terminal, b"Your Name (shop)")
         with open_terminal(home, TMPDIR=str(folder)) as second:
             second.follow("quickstart.md")
-            take_home(second, stage)
+            take_home(second, stage, home)
         running.send_signal(signal.SIGINT)
         running.send_signal(signal.SIGINT)  # impatience changes nothing
         read_until(terminal, b"everything was taken away")
@@ -125,14 +127,16 @@ def test_on_a_terminal_it_stays_for_the_person_who_looks_on(
     assert descendants() == set()
 
 
-def take_home(terminal: Terminal, stage: Path) -> None:
+def take_home(terminal: Terminal, stage: Path, home: Path) -> None:
     """Back the demo's database up while bridge runs, and restore it elsewhere, as docs/operating.md says."""
     back_up, restore = (block for block, _ in marked("operating.md"))
     terminal.type(f"ln -s {stage} data")
     terminal.type(back_up)
     terminal.type("rm data; export DATABASE_URL=sqlite:///data/bridge.db")
     assert "up to date" in terminal.type(restore)
-    assert "7001" in terminal.type("bridge export deliveries --state opted_out --target sms")
+    with contextlib.closing(SqliteStore(home / "data" / "bridge.db", {})) as restored:
+        found = restored.delivery_page(Filter(state="opted_out", source_id="7001"), None, 10).items
+    assert {one.target for one in found} == {"marketing", "sms", "inbox", "register"}
 
 
 def test_ctrl_c_before_the_end_is_no_success(folder: Path) -> None:
