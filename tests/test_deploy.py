@@ -15,7 +15,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from bridge import pipeline, process
+from bridge.app import create_app
 from bridge.cli import COMMANDS, main
 from bridge.config import Config, Environment, load
 from bridge.model import InboundRequest, RecordKey, State, utc_now
+from bridge.store.group_commit import GroupCommit
 from bridge.store.sqlite import SqliteStore
 from bridge.supervisor import USAGE
 from bridge.web.guard import FAILURES
@@ -329,6 +331,18 @@ def test_entries_of_proxies_count_from_the_right(proxies: int, forwarded: str, a
     environ = {"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": forwarded}
     assert client_address(environ, proxies) == address
     assert client_address({"REMOTE_ADDR": "10.0.0.1"}, proxies) == "10.0.0.1"
+
+
+def test_metrics_are_open_on_loopback_only_where_no_proxy_passes_strangers_on(place: Place) -> None:
+    def answer(trusted_proxies: int) -> int:
+        config = replace(place.config, bridge=replace(place.config.bridge, trusted_proxies=trusted_proxies))
+        app = create_app(config, store, Environment(api_token=API_TOKEN), commit=commit, bound_to="127.0.0.1")
+        return app.test_client().get("/metrics").status_code
+
+    with place.store() as store, contextlib.closing(GroupCommit(store.receive, store.refuse)) as commit:
+        store.migrate()
+        assert answer(trusted_proxies=0) == 200
+        assert answer(trusted_proxies=1) == 401
 
 
 # --- disks --------------------------------------------------------------------------------------------------
