@@ -23,7 +23,8 @@ from bridge.store.looking import Bar, Facets, Histogram, Hit, Role
 from bridge.store.protocol import Filter, Page
 from bridge.web.cells import cell
 from bridge.web.pages import audit, exporting
-from bridge.web.pages.filters import Address
+from bridge.web.pages.filters import Address, Within
+from bridge.web.queries import read_form
 from tests.stage import ERASED, FAILED, HOSTILE, USERS, Session, Stage
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -98,7 +99,7 @@ def test_each_filter_narrows_the_list_and_stands_as_a_chip(
     stage: Stage, ada: Session, query: dict[str, Any]
 ) -> None:
     html = ada.page(at(within="all", **query))
-    found = stage.store.audit_page(Filter(**query), None, audit.PAGE)
+    found = stage.store.audit_page(Filter(**query), None, 50)
     everything = stage.store.audit_page(Filter(), None, 200)
     assert rows(html) == [one.id for one in found.items]
     assert 0 < len(found.items) < len(everything.items)
@@ -148,7 +149,7 @@ def test_a_list_is_paged_without_gap_or_repeat(stage: Stage, ada: Session) -> No
         assert link(html, "Newest") == "/audit?within=all"
     everything = stage.store.audit_page(Filter(), None, 500).items
     assert seen == [one.id for one in everything]
-    assert len(seen) > audit.PAGE
+    assert len(seen) > 50
 
 
 def test_a_made_up_place_in_the_list_is_told_apart_from_a_bug(ada: Session) -> None:
@@ -204,6 +205,35 @@ def test_a_fixed_time_is_kept_in_the_form_and_ends_the_live_list(stage: Stage, a
 )
 def test_a_filter_with_a_slip_is_refused_and_never_shows_everything(ada: Session, query: dict[str, str]) -> None:
     assert "That cannot be read" in ada.page(at(**query), status=400)
+
+
+def test_an_address_changes_one_thing_and_keeps_the_rest() -> None:
+    given = MultiDict({"within": "7d", "q": " a&b ", "target": "", "cursor": "5", "limit": "10"})
+    address = Address.of("/audit", given)
+    assert address.url() == "/audit?within=7d&q=+a%26b+&limit=10"
+    assert address.url(q="") == "/audit?within=7d&limit=10"
+    assert address.url("", **{"from": "2026-03-02"}) == "/audit?from=2026-03-02&q=+a%26b+&limit=10"
+    assert address.url("/audit/export", q=None, target="sms") == "/audit/export?target=sms&within=7d&limit=10"
+    assert address.fields("q", "limit") == [("within", "7d")]
+
+
+@pytest.mark.parametrize(
+    ("given", "since", "words"),
+    [
+        ({}, NOON - timedelta(hours=24), "last 24 hours"),
+        ({"within": "all"}, None, "all time"),
+        ({"from": "2026-03-01"}, NOON - timedelta(hours=36), "since 2026-03-01 00:00:00 UTC"),
+        ({"to": "2026-03-02T12:00"}, None, "before 2026-03-02 12:00:00 UTC"),
+        (
+            {"from": "2026-03-01T13:00:00+01:00", "to": "2026-03-02"},
+            NOON - timedelta(hours=24),
+            "2026-03-01 12:00:00 to 2026-03-02 00:00:00 UTC",
+        ),
+    ],
+)
+def test_a_time_is_said_in_words(given: dict[str, str], since: datetime | None, words: str) -> None:
+    period = read_form(Within, MultiDict(given)).period(NOON, "24h")
+    assert (period.since, period.words) == (since, words)
 
 
 # --- finding -------------------------------------------------------------------------------------------------

@@ -391,4 +391,8 @@ def test_a_body_that_does_not_show_what_it_is_comes_from_a_file(stage: Stage, bo
 
 def test_a_request_without_its_payload_has_no_command(stage: Stage) -> None:
     assert wire.curl(stage.config.sources["shop"], stored_as(None), NOW) == ""
-    assert "--data-binary '{}'" in wire.curl(None, stored_as(b"{}"), NOW)
+    with_token = stored_as(b"{}", url="https://bridge.example.com/hooks/crm/…?pwd=1&a=b")
+    assert wire.curl(None, with_token, NOW).splitlines()[0] == (
+        f"curl -X POST 'https://bridge.example.com/hooks/crm/<token>?pwd={wire.HIDDEN}&a=b' \\"
+    )
+    assert "--data-binary '{}'" in wire.curl(None, with_token, NOW)

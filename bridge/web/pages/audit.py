@@ -19,12 +19,11 @@ from bridge.web.pages.calls import calls_of, why_none
 from bridge.web.pages.filters import Address, Dimension, Period
 from bridge.web.pages.person import name_of
 from bridge.web.pages.site import Site
-from bridge.web.pages.words import absolute, contact_url, mark
+from bridge.web.pages.words import absolute, contact_url, mark, visible
 from bridge.web.problem import HttpProblem
 from bridge.web.queries import GREATEST_ID, AuditQuery, read_form
 
 DEFAULT = "24h"
-PAGE = 50
 BARS = 60
 CHART_OF_ALL = timedelta(days=90)  # how far back the chart of "all time" goes
 LIVE = "entries"  # the id of the part that is loaded again while nobody reads in it
@@ -119,9 +118,13 @@ def sentence(entry: AuditEntry) -> str:
     return said.format(fields=listed(entry.fields) or "nothing new")
 
 
+def _short(name: str) -> str:
+    return visible(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…")
+
+
 def listed(names: Sequence[str], most: int = NAMES_SHOWN) -> str:
     """Return names of fields in one line: email, phone and 3 more."""
-    shown = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…" for name in names[:most]]
+    shown = [_short(name) for name in names[:most]]
     left = len(names) - len(shown)
     return ", ".join(shown) + (f" and {left} more" if left > 0 else "")
 
@@ -258,7 +261,7 @@ def _word(name: str) -> filters.Word:
         return lambda value: mark(value).word
     if name == "kind":
         return lambda value: KINDS.get(value, value)
-    return lambda value: value if len(value) <= LONGEST_NAME else f"{value[:LONGEST_NAME]}…"
+    return _short
 
 
 def _counted(name: str, facets: Facets | None) -> str:
@@ -276,7 +279,7 @@ def _counted(name: str, facets: Facets | None) -> str:
 def place_of(hit: Hit) -> tuple[str, str]:
     """Return where a record that has exactly the id stands, and what to call it."""
     if hit.key is not None:
-        return contact_url(hit.key.source, hit.key.source_id), f"contact {hit.key}"
+        return contact_url(hit.key.source, hit.key.source_id), visible(f"contact {hit.key}")
     return f"/webhooks/{hit.inbound_id}", f"webhook {hit.inbound_id}"
 
 
@@ -297,7 +300,7 @@ def blueprint(site: Site) -> Blueprint:
         narrowed = query.over(period)
         address = Address.of("/audit", request.args, (*filters.NO_FILTERS, "jump"))
         with filters.known_place(query.cursor):
-            page = site.store.audit_page(narrowed, query.cursor, PAGE)
+            page = site.store.audit_page(narrowed, query.cursor, query.limit)
         # The part that is loaded again every few seconds does not show the facets.
         facets = None if request.headers.get("HX-Target") == LIVE else site.store.facets(narrowed)
         return site.page(

@@ -34,7 +34,7 @@ PRESETS: Mapping[str, str] = {
     "30d": "last 30 days",
     ALL: "all time",
 }
-NO_FILTERS = ("cursor", "limit")  # where one is in a list; a changed filter begins at its newest page
+NO_FILTERS = ("cursor",)  # where one is in a list; a changed filter begins at its newest page
 TIME = ("within", "from", "to")
 
 Word = Callable[[str], str]  # how a value is said

@@ -29,13 +29,15 @@ from bridge.web.problem import HttpProblem
 from bridge.web.queries import GREATEST_ID, InboundQuery, read_form
 from bridge.web.trial import FieldOutcome, RouteOutcome
 
-PAGE = 50
 LIVE = "webhooks"  # the id of the part that is loaded again while nobody reads in it
 ENTRIES = 50  # of the audit log, on a webhook's page
 EVENTS_SHOWN = 25
 FIELDS_SHOWN = 100  # of a change
 CONTACTS_TRIED = 10  # whose decisions are worked out
 NOT_FOUND = "There is no webhook {}. Perhaps the link is from another installation of bridge."
+
+QUEUED = "It is processed again from its bytes. What came of it stands below in a moment."
+NOT_QUEUED = "It was waiting to be processed already, so nothing was changed."
 
 OUTCOMES = (Outcome.ACCEPTED, Outcome.PROCESSED, Outcome.IGNORED, Outcome.UNREADABLE, Outcome.DUPLICATE)
 # What is said of a webhook that came without a reason.
@@ -270,7 +272,7 @@ def blueprint(site: Site) -> Blueprint:
         address = Address.of("/webhooks", request.args, (*filters.NO_FILTERS, "jump", "view"))
         refused = query.outcome is Outcome.REFUSED  # they are kept apart, without what they held
         with filters.known_place(query.cursor):
-            page = site.store.inbound_page(query.over(now), None if refused else query.cursor, PAGE)
+            page = site.store.inbound_page(query.over(now), None if refused else query.cursor, query.limit)
         period = query.period(now)
         return site.page(
             "webhooks.html",
@@ -339,9 +341,9 @@ def blueprint(site: Site) -> Blueprint:
     @needs(Role.OPERATOR)
     def replay(inbound_id: int) -> ResponseReturnValue:
         _with_body(site, inbound_id)
-        site.store.replay_inbound(site.clock(), actor(), [inbound_id])
+        queued = site.store.replay_inbound(site.clock(), actor(), [inbound_id])
         site.ring()
-        say("It is processed again from its bytes. What came of it stands below in a moment.")
+        say(QUEUED if queued else NOT_QUEUED)
         return redirect(f"/webhooks/{inbound_id}", 303)
 
     return pages

@@ -14,6 +14,7 @@ from bridge.errors import ConfigError
 from bridge.model import InboundRequest
 from bridge.sources.base import is_confidential
 from bridge.store.protocol import Inbound
+from bridge.web.inbound import HIDDEN as TOKEN_HIDDEN
 from bridge.web.pages.words import pretty, visible
 
 LONGEST = 60_000  # characters shown of a body
@@ -98,7 +99,7 @@ def _masked(parameter: str) -> str:
 def _is_secret(name: str) -> bool:
     # Which version of a signature it is says nothing that is secret.
     name = name.lower().replace("_", "-")
-    return (is_confidential(name) or name in {"key", "sig"}) and not name.endswith("-version")
+    return (is_confidential(name) or name in {"key", "sig", "pwd", "pass"}) and not name.endswith("-version")
 
 
 # --- a command that sends it ---------------------------------------------------------------------------------
@@ -110,7 +111,8 @@ def curl(connection: SourceConnection | None, stored: Inbound, now: datetime) ->
         return ""
     headers = {name: value for name, value in stored.headers.items() if not _is_secret(name)}
     made = _made_by_signing(connection, stored, headers, now)
-    lines = [f"curl -X {shlex.quote(stored.method)} {shlex.quote(masked_url(stored.url))}"]
+    url = masked_url(stored.url).replace(f"/{TOKEN_HIDDEN}", "/<token>")
+    lines = [f"curl -X {shlex.quote(stored.method)} {shlex.quote(url)}"]
     lines += [
         f"-H {shlex.quote(f'{name}: {visible(value)}')}" for name, value in headers.items() if name not in made
     ]
