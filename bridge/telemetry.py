@@ -1,6 +1,6 @@
 """Traces over OpenTelemetry, for whoever has a collector: a span for each round of processing and each push.
 
-Off unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set; only then is any of the extra ``otel`` imported. A span holds
+Off unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set; only then is OpenTelemetry imported. A span holds
 ids, counts and words of ours, as a log event does, and is made only after what it tells of is over: what a
 collector does or fails to do holds up no contact. Everything else is set by the SDK's own variables:
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
