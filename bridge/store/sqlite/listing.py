@@ -21,7 +21,7 @@ from bridge.store.sqlite.conditions import Conditions
 T = TypeVar("T")
 Place = tuple[str, int]  # a row's moment and id: lists are sorted by both, newest first
 
-BUDGET = 12_000  # rows looked at for a page
+BUDGET = 10_000  # rows looked at for a page
 ONE_OF = "{id} IN (SELECT value FROM json_each(?))"
 # A subquery with a limit is run as a co-routine: it ends as soon as the page is full, and gives its rows in order.
 # It tells whether a row fits, rather than the columns to tell it by, so that few of those are read.
@@ -174,6 +174,8 @@ def hits(db: Database, q: str) -> list[int] | None:
         )
     }
     for needle in needles(q):
+        if db.execute(_MANY, (*_span(needle), MANY_TERMS)).fetchone():
+            return None
         statement, values = _hits_of(needle)
         found |= {row["contact_id"] for row in db.execute(f"{statement} LIMIT ?", [*values, MOST_HITS + 1])}
         if len(found) > MOST_HITS:
@@ -181,8 +183,17 @@ def hits(db: Database, q: str) -> list[int] | None:
     return sorted(found)
 
 
+# One contact can have a text in several terms, and none has it in more than a few.
+MANY_TERMS = 10 * MOST_HITS
+_MANY = "SELECT 1 FROM search_term WHERE term >= ? AND term < ? LIMIT 1 OFFSET ?"
+
+
+def _span(needle: Needle) -> list[str]:
+    return [needle.term, needle.term + "\U0010ffff"]
+
+
 def _hits_of(needle: Needle) -> tuple[str, list[str]]:
-    values = [needle.term, needle.term + "\U0010ffff"]
+    values = _span(needle)
     if not needle.cut:
         return "SELECT DISTINCT contact_id FROM search_term WHERE term >= ? AND term < ?", values
     return (

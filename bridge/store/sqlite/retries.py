@@ -149,7 +149,8 @@ def put_back_some(db: Database, bulk_id: int, lanes: LaneCounts, now: datetime, 
             )
             current = schedule.called_off(current, before, now)
         _let_go(db, bulk_id, row["id"], current.state)
-        save_delivery(db, current, lanes)
+        if not row["bulk_open"]:  # one that was not decided is as it was
+            save_delivery(db, current, lanes)
     return len(rows)
 
 

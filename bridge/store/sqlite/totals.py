@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -265,14 +266,25 @@ def _of_dimensions(narrowed: Filter) -> Conditions:
 
 def _span(db: Database, since: datetime, until: datetime | None) -> Conditions:
     """Narrow to the rows of a span: minutes where they are kept, else hours; its ends are rounded to theirs."""
-    short = until is not None and until - since <= MINUTES_FOR
-    step = MINUTE_S if short and _has_minutes(db, since) else HOUR_S
     conditions = Conditions()
-    conditions.equal({"step": step})
-    conditions.add("bucket >= ?", int(since.timestamp()) // step * step)
-    if until is not None:
-        conditions.add("bucket < ?", _ceiling(until))
+    start, end = int(since.timestamp()), sys.maxsize if until is None else _ceiling(until)
+    if until is None or until - since > MINUTES_FOR or not _has_minutes(db, since):
+        conditions.add(_WITHIN, HOUR_S, start - start % HOUR_S, end)
+        return conditions
+    # Hours where they are whole, and minutes before and behind them.
+    first_hour, last_hour = start - start % -HOUR_S, end - end % HOUR_S
+    if first_hour >= last_hour:
+        first_hour = last_hour = end
+    conditions.add(
+        f"(({_WITHIN}) OR ({_WITHIN}) OR ({_WITHIN}))",
+        *(MINUTE_S, start - start % MINUTE_S, first_hour),
+        *(HOUR_S, first_hour, last_hour),
+        *(MINUTE_S, last_hour, end),
+    )
     return conditions
+
+
+_WITHIN = "step = ? AND bucket >= ? AND bucket < ?"
 
 
 def _has_minutes(db: Database, since: datetime) -> bool:
