@@ -16,7 +16,7 @@ from bridge import schedule
 from bridge.errors import DeliveryFailed, Retryable
 from bridge.lanes import deliver_lane
 from bridge.model import Delivery, Exchange, Receipt, RecordKey, utc_now
-from bridge.store.protocol import Attempt, TargetStatus, Ticket
+from bridge.store.protocol import Attempt, Health, TargetStatus, Ticket
 from bridge.store.sqlite import SqliteStore
 from bridge.web.health import nothing_known
 from bridge.web.metrics import StoreCollector
@@ -173,6 +173,12 @@ def test_every_process_tells_the_same(site: Site, tmp_path: Path) -> None:
     here = scrape(site)
     assert set(told) == set(here)
     assert all(told[name] in here[name].values() for name in told if name.endswith("_total"))
+
+
+def test_a_heartbeat_of_a_wrong_clock_does_not_look_fresh(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = Health(worker_seen_at=utc_now() + timedelta(days=1))
+    monkeypatch.setattr(site.store, "health", lambda now: ahead)
+    assert scrape(site)["bridge_worker_seen_seconds"][""] > 80_000
 
 
 def test_a_source_that_fell_silent_is_seen(site: Site) -> None:

@@ -116,7 +116,9 @@ def _health(seen: Health, now: datetime) -> Iterator[Metric]:
     # Without any heartbeat the series is absent rather than zero: absence is what an alarm can see.
     if seen.worker_seen_at is not None:
         text = "Age of the worker's heartbeat; absent when no worker ever ran."
-        yield GaugeMetricFamily("bridge_worker_seen_seconds", text, value=seconds_since(seen.worker_seen_at, now))
+        # One of a moment to come is of a clock that was wrong: the further away, the less it says of a worker now.
+        away_s = abs((now - seen.worker_seen_at).total_seconds())
+        yield GaugeMetricFamily("bridge_worker_seen_seconds", text, value=round(away_s, 3))
 
 
 def _sources(sources: Sequence[SourceStatus], now: datetime) -> Iterator[Metric]:
