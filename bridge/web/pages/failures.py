@@ -139,14 +139,15 @@ def blueprint(site: Site) -> Blueprint:
     def ask() -> ResponseReturnValue:
         query = read_form(FailureQuery, request.args)
         here = Address.of("/failures", request.args)
-        counts = _counts(site, query)
-        efforts = _efforts(site, counts)
+        groups = site.store.failure_groups(query.narrowed(), GROUPS)
+        efforts = _efforts(site, _counts(groups))
         return site.page(
             "failures_retry.html",
             query=query,
             what=query.words(),
-            total=sum(counts.values()),
-            ambiguous=_ambiguous(site, query),
+            total=sum(group.count for group in groups),
+            # A retry can do nothing for these until a person did something.
+            ambiguous=sum(group.count for group in groups if group.state is State.AMBIGUOUS),
             running=[one for one in site.store.bulks(site.clock(), RETRIES) if one.state is BulkState.RUNNING],
             efforts=efforts,
             calls=sum(one.calls for one in efforts),
@@ -160,7 +161,7 @@ def blueprint(site: Site) -> Blueprint:
     @needs(Role.OPERATOR)
     def start() -> ResponseReturnValue:
         query = read_form(FailureQuery, request.args)
-        if not _counts(site, query):
+        if not site.store.failure_groups(query.narrowed(), 1):
             say("Nothing was started: there is nothing left that failed and matches.")
             return redirect(Address.of("/failures", request.args).url(), 303)
         bulk_id = site.store.start_bulk(query.narrowed(), query.words(), actor(), site.clock())
@@ -231,18 +232,12 @@ def _cause(site: Site, same: Sequence[FailureGroup], query: FailureQuery) -> Cau
     )
 
 
-def _counts(site: Site, query: FailureQuery) -> Mapping[str, int]:
-    """Return how many deliveries match, by target."""
+def _counts(groups: Sequence[FailureGroup]) -> Mapping[str, int]:
+    """Return how many deliveries failed, by target."""
     counts: Counter[str] = Counter()
-    for group in site.store.failure_groups(query.narrowed(), GROUPS):
+    for group in groups:
         counts[group.target] += group.count
     return counts
-
-
-def _ambiguous(site: Site, query: FailureQuery) -> int:
-    """Return how many of those that match a retry can do nothing for until a person did something."""
-    groups = site.store.failure_groups(query.narrowed(), GROUPS)
-    return sum(group.count for group in groups if group.state is State.AMBIGUOUS)
 
 
 def _efforts(site: Site, counts: Mapping[str, int]) -> Sequence[effort.Effort]:
