@@ -321,7 +321,8 @@ def test_a_hostile_name_is_shown_and_does_nothing(ada: Session) -> None:
 SAID = [
     (("contact", "changed", ("a", "b")), "The CRM told a, b."),
     (("contact", "created", tuple("abcdef")), "New in the CRM, with a, b, c, d and 2 more."),
-    (("delivery", "updated", ()), "Wrote nothing new."),
+    (("delivery", "updated", ()), "Updated there; none of the fields was to change."),
+    (("contact", "deleted", ("a",)), "Deleted in the CRM."),
     (("delivery", "updated", ("{x}" * 30,)), "Wrote " + ("{x}" * 14)[:40] + "…."),
     (("unheard of", "odd", ()), ""),
 ]

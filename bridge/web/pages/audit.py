@@ -95,18 +95,18 @@ def _row(entry: AuditEntry, names: Mapping[RecordKey, str]) -> Row:
     )
 
 
-# What an entry without a reason of its own says; a name in braces stands for the fields it was about.
-SENTENCES: Mapping[tuple[str, str], str] = {
-    ("contact", "changed"): "The CRM told {fields}.",
-    ("contact", "created"): "New in the CRM, with {fields}.",
-    ("contact", "deleted"): "Deleted in the CRM.",
-    ("contact", "merged"): "Merged into another contact in the CRM.",
-    ("contact", "erased"): "Erased in the CRM.",
-    ("delivery", "created"): "Created there with {fields}.",
-    ("delivery", "updated"): "Wrote {fields}.",
-    ("delivery", "unchanged"): "The target holds all of it already.",
-    ("delivery", "removed"): "Removed there.",
-    ("delivery", "absent"): "It is not there, and the rules do not let bridge create it.",
+# What an entry without a reason of its own says: with the fields it was about, and where it was about none.
+SENTENCES: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("contact", "changed"): ("The CRM told {fields}.", "The CRM told that something changed, but not what."),
+    ("contact", "created"): ("New in the CRM, with {fields}.", "New in the CRM."),
+    ("contact", "deleted"): ("Deleted in the CRM.",) * 2,
+    ("contact", "merged"): ("Merged into another contact in the CRM.",) * 2,
+    ("contact", "erased"): ("Erased in the CRM.",) * 2,
+    ("delivery", "created"): ("Created there with {fields}.", "Created there."),
+    ("delivery", "updated"): ("Wrote {fields}.", "Updated there; none of the fields was to change."),
+    ("delivery", "unchanged"): ("The target holds all of it already.",) * 2,
+    ("delivery", "removed"): ("Removed there.",) * 2,
+    ("delivery", "absent"): ("It is not there, and the rules do not let bridge create it.",) * 2,
 }
 
 
@@ -114,8 +114,8 @@ def sentence(entry: AuditEntry) -> str:
     """Return in one line what *entry* says and why."""
     if entry.reason:
         return entry.reason
-    said = SENTENCES.get((entry.kind, entry.outcome), "")
-    return said.format(fields=listed(entry.fields) or "nothing new")
+    with_fields, without = SENTENCES.get((entry.kind, entry.outcome), ("", ""))
+    return with_fields.format(fields=listed(entry.fields)) if entry.fields else without
 
 
 def _short(name: str) -> str:

@@ -37,7 +37,7 @@ CONTACTS_TRIED = 10  # whose decisions are worked out
 NOT_FOUND = "There is no webhook {}. Perhaps the link is from another installation of bridge."
 
 QUEUED = "It is processed again from its bytes. What came of it stands below in a moment."
-NOT_QUEUED = "It was waiting to be processed already, so nothing was changed."
+GONE = "Its payload was pruned or erased, so it cannot be processed again. Nothing was changed."
 
 OUTCOMES = (Outcome.ACCEPTED, Outcome.PROCESSED, Outcome.IGNORED, Outcome.UNREADABLE, Outcome.DUPLICATE)
 # What is said of a webhook that came without a reason.
@@ -343,7 +343,7 @@ def blueprint(site: Site) -> Blueprint:
         _with_body(site, inbound_id)
         queued = site.store.replay_inbound(site.clock(), actor(), [inbound_id])
         site.ring()
-        say(QUEUED if queued else NOT_QUEUED)
+        say(QUEUED if queued else GONE)
         return redirect(f"/webhooks/{inbound_id}", 303)
 
     return pages
@@ -359,9 +359,7 @@ def _stored(site: Site, inbound_id: int) -> Inbound:
 def _with_body(site: Site, inbound_id: int) -> Inbound:
     stored = _stored(site, inbound_id)
     if stored.body is None:
-        raise HttpProblem(
-            409, "Its payload was pruned or erased, so it cannot be processed again. Nothing was changed."
-        )
+        raise HttpProblem(409, GONE)
     return stored
 
 
