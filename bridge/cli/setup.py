@@ -185,7 +185,7 @@ def _environment(plan: Plan) -> str:
             "# The URL that senders call, such as https://bridge.example.com; some sign it.\n",
             f"PUBLIC_URL={plan.public_url}\n",
             *given,
-            f"\n# Made for you. Changing it ends the URLs with tokens.\nSECRET_KEY={secrets.token_urlsafe(32)}\n",
+            f"\n# Made for you. Changing it signs everybody out, and ends the URLs with tokens.\nSECRET_KEY={secrets.token_urlsafe(32)}\n",
             f"# Opens /api/v1 and /metrics.\nBRIDGE_API_TOKEN={secrets.token_urlsafe(32)}\n",
             "\n# A path with four slashes is absolute. The disk must be one that stays.\n",
             "# DATABASE_URL=sqlite:////var/lib/bridge/bridge.db\n# PORT=8000\n",
