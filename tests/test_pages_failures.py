@@ -13,7 +13,7 @@ import pytest
 
 from bridge.model import State, utc_now
 from bridge.store.looking import Activity, BulkState, Role
-from bridge.store.protocol import Filter, TargetStatus
+from bridge.store.protocol import Filter, Health, TargetStatus
 from bridge.web.pages import effort
 from tests.stage import AMBIGUOUS, FAILED, HOSTILE, Session, Stage
 from tests.test_pages_contacts import key, source_id, text_of
@@ -142,11 +142,11 @@ def test_the_effort_is_what_attempts_took_lately_at_the_targets_own_pace(stage: 
         Activity("announced", "changed", 99, target="sms", calls=7),
         Activity("delivery", "failed", 10, target="sms", calls=10),
     ]
-    paused = {"marketing": TargetStatus("marketing", "paused")}
+    seen = Health(targets=[TargetStatus("marketing", "paused")], deliveries={("sms", "pending"): 400})
     counts = {"sms": 1200, "marketing": 3, "gone": 2}
-    gone, marketing, sms = effort.effort(stage.config, counts, lately, paused)
+    gone, marketing, sms = effort.effort(stage.config, counts, lately, seen)
     assert (sms.calls, sms.measured, sms.waits_for) == (3000, True, "")
-    assert sms.seconds == 3000 / stage.config.targets["sms"].rate_per_s
+    assert sms.seconds == (1200 + 400) * 2.5 / stage.config.targets["sms"].rate_per_s
     assert (marketing.calls, marketing.measured) == (6, False)
     assert "somebody resumes it" in marketing.waits_for
     assert "no longer in the configuration" in gone.waits_for

@@ -148,6 +148,16 @@ function live() {
   show();
 }
 
+// <div hx-trigger="every 2s" data-patient>: is not replaced while somebody reads in it. Nothing is asked for by a
+// window that nobody sees.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  const part = event.detail.elt;
+  if (!part.matches("[hx-trigger^=every]")) return;
+  const read = part.matches("[data-patient]")
+    && (part.contains(document.activeElement) || one("details[open]", part) || String(getSelection()));
+  if (document.hidden || read) event.preventDefault();
+});
+
 // Rows that were not there before are marked for a moment.
 let known = new Set();
 const ids = () => new Set(all("[data-live] tr[id]").map((row) => row.id));

@@ -342,8 +342,8 @@ def _known(site: Site, key: RecordKey) -> Contact:
 def _outlooks(site: Site, deliveries: Sequence[Delivery]) -> Sequence[Outlook]:
     now = site.clock()
     lately = site.store.activity(now - effort.LOOK_BACK, now)
-    statuses = {one.target: site.store.target_status(one.target) for one in deliveries}
-    efforts = effort.effort(site.config, dict.fromkeys(statuses, 1), lately, statuses)
+    counts = {one.target: 1 for one in deliveries}
+    efforts = effort.effort(site.config, counts, lately, site.store.health(now))
     by_target = {one.target: one for one in efforts}
     return [
         Outlook(one.target, _title(site, one.target), one, _then(one, by_target[one.target])) for one in deliveries

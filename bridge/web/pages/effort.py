@@ -8,8 +8,9 @@ from datetime import timedelta
 from math import ceil
 
 from bridge.config import Config
+from bridge.model import State
 from bridge.store.looking import Activity
-from bridge.store.protocol import TargetStatus
+from bridge.store.protocol import Health, TargetStatus
 
 LOOK_BACK = timedelta(days=7)
 CALLS_EACH = 2.0  # where there was no attempt lately: find the contact, and write it
@@ -17,7 +18,10 @@ CALLS_EACH = 2.0  # where there was no attempt lately: find the contact, and wri
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What a retry takes at one target. Without a *rate_per_s* the target is not configured any more."""
+    """What a retry takes at one target. Without a *rate_per_s* the target is not configured any more.
+
+    *queued* are the deliveries that wait there already, whose turn comes first.
+    """
 
     target: str
     title: str
@@ -26,6 +30,7 @@ class Effort:
     measured: bool  # False: `CALLS_EACH` was taken
     rate_per_s: float | None
     status: TargetStatus
+    queued: int = 0
 
     @property
     def calls(self) -> int:
@@ -33,8 +38,10 @@ class Effort:
 
     @property
     def seconds(self) -> float | None:
-        """How long the calls take when the target answers and nothing else uses its quota; None: nobody knows."""
-        return self.calls / self.rate_per_s if self.rate_per_s else None
+        """How long it takes until all are sent, when the target answers at once; None: nothing is sent."""
+        if not self.rate_per_s:
+            return None
+        return (self.deliveries + self.queued) * self.calls_each / self.rate_per_s
 
     @property
     def waits_for(self) -> str:
@@ -49,18 +56,13 @@ class Effort:
 
 
 def effort(
-    config: Config, counts: Mapping[str, int], lately: Sequence[Activity], statuses: Mapping[str, TargetStatus]
+    config: Config, counts: Mapping[str, int], lately: Sequence[Activity], seen: Health
 ) -> Sequence[Effort]:
     """Return what *counts* (target -> deliveries) take, by target; *lately* are the totals of `LOOK_BACK`."""
-    return [
-        _of_target(config, target, count, lately, statuses.get(target, TargetStatus(target)))
-        for target, count in sorted(counts.items())
-    ]
+    return [_of_target(config, target, count, lately, seen) for target, count in sorted(counts.items())]
 
 
-def _of_target(
-    config: Config, target: str, deliveries: int, lately: Sequence[Activity], status: TargetStatus
-) -> Effort:
+def _of_target(config: Config, target: str, deliveries: int, lately: Sequence[Activity], seen: Health) -> Effort:
     attempts = [one for one in lately if one.kind == "delivery" and one.target == target and one.calls]
     tries = sum(one.count for one in attempts)
     connection = config.targets.get(target)
@@ -71,7 +73,8 @@ def _of_target(
         calls_each=sum(one.calls for one in attempts) / tries if tries else CALLS_EACH,
         measured=bool(tries),
         rate_per_s=connection.rate_per_s if connection else None,
-        status=status,
+        status=next((one for one in seen.targets if one.target == target), TargetStatus(target)),
+        queued=seen.deliveries.get((target, State.PENDING.value), 0),
     )
 
 

@@ -243,7 +243,7 @@ def _counts(groups: Sequence[FailureGroup]) -> Mapping[str, int]:
 def _efforts(site: Site, counts: Mapping[str, int]) -> Sequence[effort.Effort]:
     now = site.clock()
     lately = site.store.activity(now - effort.LOOK_BACK, now)
-    return effort.effort(site.config, counts, lately, {name: site.store.target_status(name) for name in counts})
+    return effort.effort(site.config, counts, lately, site.store.health(now))
 
 
 def _filters(query: FailureQuery, here: Address) -> Sequence[tuple[str, str, str]]:

@@ -189,5 +189,5 @@ def _effort(site: Site, target: Item) -> Effort:
     """Return what it takes to send what is held, were the target open."""
     now = site.clock()
     lately = site.store.activity(now - effort.LOOK_BACK, now)
-    (found,) = effort.effort(site.config, {target.name: target.of(State.HELD)}, lately, {})
+    (found,) = effort.effort(site.config, {target.name: target.of(State.HELD)}, lately, Health())
     return found
