@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from html import unescape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +33,17 @@ from bridge.store.protocol import Refusal
 from bridge.store.sqlite import SqliteStore
 from bridge.web.pages.access import hashed, login_path
 from bridge.worker import Worker
-from tests.platforms import PUBLIC_URL, Bench, OnTheSpot, Platforms, open_bench, person, serve_platforms, signed, webhook
+from tests.platforms import (
+    PUBLIC_URL,
+    Bench,
+    OnTheSpot,
+    Platforms,
+    open_bench,
+    person,
+    serve_platforms,
+    signed,
+    webhook,
+)
 from tests.processes import free_port
 
 SECRET_KEY = "a-secret-key-for-tests"
@@ -66,7 +77,7 @@ class Stage:
     def session(self, role: Role | str = Role.ADMIN) -> Session:
         """Return a client that is signed in; to be used with ``with``."""
         session = Session(self.url)
-        path = login_path(SECRET_KEY, self.store, USERS[Role(role)], utc_now())
+        path = login_path(SECRET_KEY, self.store, USERS[Role(role)], utc_now(), timedelta(minutes=5))
         answer = session.submit(path, next="/account")
         assert answer.status_code == 200, answer.text
         return session
@@ -103,6 +114,17 @@ class Session(requests.Session):
         return self.post(
             self.url + path, data={"csrf": found[1], **fields}, headers={"Accept": "text/html"}, timeout=10
         )
+
+
+def text_of(html: str) -> str:
+    """Return what a person reads of a page, without its frame."""
+    inside = html[html.index("<main") : html.index("</main>")]
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", inside)).split())
+
+
+def source_id(number: int) -> str:
+    """Return the id that the shop gives its *number*-th customer (`person`)."""
+    return str(84000 + number)
 
 
 @contextmanager

@@ -43,6 +43,8 @@ from tests.stage import (
     WAITING,
     Session,
     Stage,
+    source_id,
+    text_of,
 )
 
 NOW = utc_now()
@@ -54,18 +56,8 @@ def ada(stage: Stage) -> Iterator[Session]:
         yield session
 
 
-def source_id(number: int) -> str:
-    return str(84000 + number)
-
-
 def key(number: int) -> RecordKey:
     return RecordKey("shop", source_id(number))
-
-
-def text_of(html: str) -> str:
-    """Return what a person reads of a page."""
-    inside = html[html.index("<main") : html.index("</main>")]
-    return " ".join(unescape(re.sub(r"<[^>]+>", " ", inside)).split())
 
 
 def put(stage: Stage, *contacts: Contact) -> None:
@@ -205,7 +197,7 @@ def test_each_value_names_the_webhook_that_brought_it(stage: Stage, ada: Session
 
 def test_what_was_read_from_the_crm_says_so(own_stage: Stage) -> None:
     read = Contact(RecordKey("shop", "r1"), fields={"name": FieldState("Ada", Version(NOW, person.READ))})
-    put(own_stage, replace(read, read_note="The CRM is away.", read_due=NOW + timedelta(minutes=5)))
+    put(own_stage, replace(read, read_note="The CRM is away.", read_due=NOW + timedelta(hours=5)))
     with own_stage.session(Role.VIEWER) as session:
         text = text_of(session.page("/contacts/shop/r1"))
     assert "read from the CRM" in text

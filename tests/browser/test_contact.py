@@ -11,9 +11,9 @@ from bridge.lanes import process_lane
 from bridge.model import Contact, RecordKey, Version, utc_now
 from bridge.store.protocol import Decision
 from tests.browser.conftest import Visits
-from tests.stage import AMBIGUOUS, FAILED, HOSTILE, Stage
+from tests.stage import AMBIGUOUS, FAILED, HOSTILE, Stage, source_id
 
-FAILED_AT = f"/contacts/shop/{84000 + FAILED}"
+FAILED_AT = f"/contacts/shop/{source_id(FAILED)}"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
@@ -23,9 +23,9 @@ def test_contacts_keep_nobody_out(
     page = visit(stage, FAILED_AT, width=width, dark=dark)
     page.evaluate("document.querySelectorAll('main details').forEach((one) => { one.open = true; })")
     axe(page)
-    page.goto(f"{stage.url}/actions/contacts/retry?source=shop&source_id={84000 + AMBIGUOUS}")
+    page.goto(f"{stage.url}/actions/contacts/retry?source=shop&source_id={source_id(AMBIGUOUS)}")
     axe(page)
-    for path in ("/contacts", FAILED_AT, f"/contacts/shop/{84000 + HOSTILE}", "/contacts/shop/nobody"):
+    for path in ("/contacts", FAILED_AT, f"/contacts/shop/{source_id(HOSTILE)}", "/contacts/shop/nobody"):
         page.goto(stage.url + path)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -42,7 +42,7 @@ def test_a_contact_is_found_while_typing_and_its_exact_id_opens_it(visit: Visits
     expect(page).to_have_url(stage.url + FAILED_AT)
     page.keyboard.press("Escape")
     expect(page).to_have_url(stage.url + "/contacts")
-    page.get_by_label("Search").fill(str(84000 + FAILED))
+    page.get_by_label("Search").fill(source_id(FAILED))
     page.keyboard.press("Enter")
     expect(page).to_have_url(stage.url + FAILED_AT)
 
@@ -64,10 +64,10 @@ def test_with_keys_alone_a_contact_is_tried_again_and_the_page_shows_what_came_o
 
 def test_without_a_script_a_contact_is_read_and_tried_again(visit: Visits, own_stage: Stage) -> None:
     ticket = own_stage.store.acquire(process_lane("shop"), "test", utc_now())
-    merged = Contact(RecordKey("shop", "a/b"), merged_into=str(84000 + FAILED), merged=Version(utc_now(), "m"))
+    merged = Contact(RecordKey("shop", "a/b"), merged_into=source_id(FAILED), merged=Version(utc_now(), "m"))
     own_stage.store.commit(ticket, Decision(contacts=[merged]), utc_now())
     page = visit(own_stage, "/contacts/shop/a%2Fb", role="operator", javascript=False)
-    page.get_by_role("link", name=f"shop/{84000 + FAILED}").click()
+    page.get_by_role("link", name=f"shop/{source_id(FAILED)}").click()
     page.get_by_text("1 call: request and response").click()
     expect(page.get_by_role("region", name="Response 1 of entry")).to_contain_text("VALIDATION")
     page.get_by_role("link", name="Try again…").click()
