@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bridge.cli import main
+from tests.processes import free_port
 from tests.stage import SECRET_KEY
 from tests.web_site import SECRETS, write_config
 
@@ -98,3 +99,13 @@ def test_who_is_not_known_is_told_with_who_is(command: tuple[str, ...]) -> None:
     done = run("user", *command)
     assert done.exit_code == 1
     assert "There is no nobody; known: ada." in done.stderr
+
+
+def test_serve_says_how_to_sign_in_and_prints_no_link_into_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.supervisor.Supervisor.run", lambda _: 0)
+    monkeypatch.setenv("PORT", str(free_port()))
+    said = run("serve").stderr
+    assert "pages: https://bridge.example.com; 'bridge login-link' prints a link that signs in" in said
+    assert "/sign-in/link/" not in said
+    monkeypatch.delenv("SECRET_KEY")
+    assert "nobody can sign in, because SECRET_KEY is not set" in run("serve").stderr

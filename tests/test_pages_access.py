@@ -62,12 +62,12 @@ def test_guessing_is_slowed_down_for_the_name_that_is_guessed(own_stage: Stage) 
         assert right.status_code == 429
         assert "wait" in right.text
         # A link is no guess.
-        by_link = session.submit(login_path(SECRET_KEY, own_stage.store, ADA, utc_now()))
+        by_link = session.submit(login_path(SECRET_KEY, own_stage.store, ADA, utc_now(), timedelta(minutes=5)))
         assert by_link.status_code == 200
 
 
 def test_a_link_signs_in_once(stage: Stage) -> None:
-    path = login_path(SECRET_KEY, stage.store, ADA, utc_now())
+    path = login_path(SECRET_KEY, stage.store, ADA, utc_now(), timedelta(minutes=5))
     with Session(stage.url) as first, Session(stage.url) as second:
         assert "Sign in" in first.page(path)  # to look at it uses nothing up
         assert first.submit(path).url == stage.url + "/"
@@ -79,7 +79,7 @@ def test_a_link_signs_in_once(stage: Stage) -> None:
 def test_a_link_is_over_after_its_time_and_made_up_ones_are_none(own_stage: Stage) -> None:
     old = login_path(SECRET_KEY, own_stage.store, ADA, utc_now(), timedelta(minutes=5))
     own_stage.ahead[0] = timedelta(minutes=6)
-    other = login_path("another-secret-key", own_stage.store, ADA, utc_now())
+    other = login_path("another-secret-key", own_stage.store, ADA, utc_now(), timedelta(minutes=5))
     with Session(own_stage.url) as session:
         for path in (old, other, "/sign-in/link/made-up"):
             assert session.submit(path).status_code == 410

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bridge.process import Opened
 
 ROLES = click.Choice([role.value for role in Role])
+LINK_FOR = timedelta(minutes=15)
 OWNER = "owner"  # who is meant when nobody is named: whoever can run commands here may do everything
 UNSIGNED = (
     "SECRET_KEY is not set, so nobody can sign in. Set it to a long random text, the same one for bridge and for "

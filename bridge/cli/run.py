@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import click
 
 from bridge import __version__
 from bridge.cli import options, output
+from bridge.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from bridge.process import Loaded
@@ -43,6 +45,7 @@ def serve(ctx: click.Context, config_path: Path | None, host: str) -> None:
     click.echo(f"  database: {database}", err=True)
     for name in sorted(loaded.config.sources):
         click.echo(f"  webhooks of {name}: {loaded.config.bridge.public_url}/hooks/{name}", err=True)
+    click.echo(f"  pages: {_how_to_sign_in(loaded)}", err=True)
 
     def command(role: str) -> list[str]:
         chosen = ["--config", str(config_path)] if config_path else []
@@ -132,3 +135,21 @@ def _warn(loaded: Loaded, roles: Sequence[str]) -> None:
         lines.append("Web and worker must share that file: run both on one machine, with `bridge serve`.")
     for line in lines:
         click.secho(line, fg="red", bold=True, err=True)
+
+
+def _how_to_sign_in(loaded: Loaded) -> str:
+    """Return how to get to the pages: a link that signs in once, where only a person at a terminal sees it."""
+    from bridge import process
+    from bridge.cli.people import LINK_FOR, OWNER, make_link
+
+    if not loaded.environment.secret_key:
+        return "nobody can sign in, because SECRET_KEY is not set"
+    url = loaded.config.bridge.public_url
+    if not sys.stderr.isatty():  # it may be a log that many read
+        return f"{url}; 'bridge login-link' prints a link that signs in"
+    try:
+        with closing(process.open_store(loaded.environment, loaded.config)) as store:
+            link = make_link(process.Opened(loaded.config, loaded.environment, store), OWNER, None, LINK_FOR)
+    except StoreUnavailable:  # web and worker say so as well, and try again
+        return url
+    return f"{link} (signs in once, within {LINK_FOR.seconds // 60} minutes)"

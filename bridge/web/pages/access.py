@@ -26,7 +26,6 @@ from bridge.web.guard import Throttle
 from bridge.web.pages.site import Site, current_user, may
 from bridge.web.problem import HttpProblem
 
-LINK_FOR = timedelta(minutes=15)
 SHORTEST_PASSWORD = 12  # characters
 LONGEST_PASSWORD = 256
 
@@ -58,7 +57,7 @@ def hashed(password: str) -> str:
     return generate_password_hash(password)
 
 
-def login_path(secret_key: str, store: Store, user: str, now: datetime, valid_for: timedelta = LINK_FOR) -> str:
+def login_path(secret_key: str, store: Store, user: str, now: datetime, valid_for: timedelta) -> str:
     """Return the path of a page where *user* can sign in once, until *valid_for* has passed."""
     link_id = secrets.token_hex(8)
     store.add_login_link(link_id, user, now + valid_for)
