@@ -12,9 +12,10 @@ from html import unescape
 import pytest
 
 from bridge.model import State, utc_now
-from bridge.store.looking import Activity, BulkState, Role
+from bridge.store.looking import Activity, Bulk, BulkState, Role
 from bridge.store.protocol import Filter, Health, TargetStatus
 from bridge.web.pages import effort
+from bridge.web.pages.failures import sentences
 from tests.stage import AMBIGUOUS, FAILED, HOSTILE, Session, Stage, source_id, text_of
 
 NOW = utc_now()
@@ -210,6 +211,43 @@ def test_a_retry_can_be_called_off(own_stage: Stage) -> None:
     bulk = own_stage.store.bulk(1, utc_now())
     assert bulk is not None
     assert bulk.state is BulkState.CANCELLED
+
+
+def bulk_of(state: BulkState, total: int, **states: int) -> Bulk:
+    return Bulk(1, NOW - timedelta(minutes=1), "otto", "all", state, total, states, ended_by="ada")
+
+
+@pytest.mark.parametrize(
+    ("bulk", "told"),
+    [
+        (bulk_of(BulkState.DONE, 0), "there was nothing to do"),
+        (bulk_of(BulkState.DONE, 1, synced=1), "It was tried again: 1 is synced now."),
+        (
+            bulk_of(BulkState.DONE, 1204, synced=1200, opted_out=1, removed=1, waiting=2),
+            "All 1,204 were tried again: 1,200 are synced now, 1 is opted out, 1 is removed and "
+            "2 wait, because the rules ask for nothing now.",
+        ),
+        (bulk_of(BulkState.DONE, 2, failed=2), "2 failed again. What failed again is back in the list"),
+        (
+            bulk_of(BulkState.RUNNING, 100, synced=50, pending=50),
+            "50 of 100 deliveries came to an end so far. About 60 s",
+        ),
+        (
+            bulk_of(BulkState.RUNNING, 3, retrying=2, synced=1),
+            "2 wait for another try, because the target had trouble.",
+        ),
+        (
+            bulk_of(BulkState.RUNNING, 90, held=1, synced=89),
+            "1 waits until the target takes deliveries again. Paused or",
+        ),
+        (
+            bulk_of(BulkState.CANCELLED, 4, synced=2, failed=1, sending=1),
+            "2 are synced now, 1 is failed and 1 is on the way",
+        ),
+    ],
+)
+def test_a_retry_is_told_in_a_sentence(bulk: Bulk, told: str) -> None:
+    assert told in " ".join(sentences(bulk, ["sms"], NOW))
 
 
 def test_who_may_only_look_can_neither_retry_nor_cancel(own_stage: Stage) -> None:

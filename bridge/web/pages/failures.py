@@ -19,13 +19,14 @@ from bridge.web.pages import effort
 from bridge.web.pages.access import actor, needs
 from bridge.web.pages.filters import Address
 from bridge.web.pages.site import Site, say
-from bridge.web.pages.words import count
+from bridge.web.pages.words import count, span
 from bridge.web.problem import HttpProblem
 from bridge.web.queries import GREATEST_ID, Input, Text, read_form
 
 GROUPS = 500  # causes that are told apart
 EXAMPLES = 3
 RETRIES = 20  # past ones that are listed
+ENOUGH = 20  # settled deliveries, to tell a pace from
 
 FAILING = frozenset({State.FAILED, State.AMBIGUOUS})
 
@@ -276,21 +277,22 @@ def _bulk(site: Site, bulk_id: int) -> Bulk:
 
 def _progress(site: Site, bulk: Bulk) -> Progress:
     states = sorted(((state, n) for state, n in bulk.states.items() if n), key=lambda one: -one[1])
+    closed = [name for name in sorted(site.config.targets) if site.store.target_status(name).mode != "open"]
     return Progress(
         bulk,
         states,
-        list(_sentences(site, bulk)),
+        list(sentences(bulk, closed, site.clock())),
         sum(bulk.states.get(state, 0) for state in FAILING),
     )
 
 
-def _sentences(site: Site, bulk: Bulk) -> Iterator[str]:
-    """Yield in words how far *bulk* is, or what came of it."""
+def sentences(bulk: Bulk, closed: Sequence[str], now: datetime) -> Iterator[str]:
+    """Yield in words how far *bulk* is, or what came of it. *closed* are the targets that take no deliveries."""
     if not bulk.total:
         yield "Nothing that failed matched any more when it began, so there was nothing to do."
         return
     if bulk.state is BulkState.RUNNING:
-        yield from _so_far(site, bulk)
+        yield from _so_far(bulk, closed, now)
         return
     if bulk.state is BulkState.CANCELLED:
         yield f"{bulk.ended_by or 'Somebody'} cancelled it."
@@ -303,17 +305,20 @@ def _sentences(site: Site, bulk: Bulk) -> Iterator[str]:
         yield "What failed again is back in the list of failed deliveries, with its reason."
 
 
-def _so_far(site: Site, bulk: Bulk) -> Iterator[str]:
+def _so_far(bulk: Bulk, closed: Sequence[str], now: datetime) -> Iterator[str]:
     yield f"{bulk.settled:,} of {count(bulk.total, 'delivery', 'deliveries')} came to an end so far."
+    held, retrying = bulk.states.get(State.HELD, 0), bulk.states.get(State.RETRYING, 0)
     if bulk.undecided:
         yield f"{_number(bulk.undecided)} for the worker to apply the rules again."
-    if bulk.states.get(State.RETRYING):
-        yield f"{_number(bulk.states[State.RETRYING])} for another try, because the target had trouble."
-    if bulk.states.get(State.HELD):
-        closed = [name for name in sorted(site.config.targets) if site.store.target_status(name).mode != "open"]
-        yield f"{_number(bulk.states[State.HELD])} until the target takes deliveries again."
-        if closed:
-            yield f"Paused or held now: {_list(closed)}."
+    if retrying:
+        yield f"{_number(retrying)} for another try, because the target had trouble."
+    if held:
+        yield f"{_number(held)} until the target takes deliveries again."
+    if held and closed:
+        yield f"Paused or held now: {_list(closed)}."
+    if bulk.settled >= ENOUGH and not held and not retrying:
+        left_s = (now - bulk.at).total_seconds() * (bulk.total - bulk.settled) / bulk.settled
+        yield f"About {span(left_s)} left at this pace."
 
 
 def _number(waiting: int) -> str:
