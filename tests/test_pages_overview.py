@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.model import State, utc_now
+from bridge.model import AuditEntry, State, utc_now
 from bridge.store.looking import Activity, Bar, User
 from bridge.store.protocol import Health
 from bridge.store.sqlite import SqliteStore
@@ -34,11 +34,28 @@ def words_of(html: str) -> str:
     return re.sub(r" (?=[.,:;)])", "", text)
 
 
-GUARDED = """
+OTHERS = """
 [sources.guarded]
 type = "standard_webhooks"
 secrets = ["$SHOP_SECRET"]
 require_token = true
+
+[sources.hub]
+type = "hubspot"
+secrets = ["$SHOP_SECRET"]
+
+[sources.pipe]
+type = "pipedrive"
+credentials = [{ user = "bridge", password = "$SHOP_SECRET" }]
+
+[sources.legacy]
+type = "hmac"
+secrets = ["$SHOP_SECRET"]
+signature = { header = "X-Signature", parts = ["body"] }
+
+[sources.public]
+type = "standard_webhooks"
+secrets = ["whpk_6DIcnD1PAZGVhoyUHYm7fWVdRsk57E6hnb1ZUYwrPVM="]
 """
 
 
@@ -47,7 +64,7 @@ def first_run(template: Template, folder: Path) -> Iterator[Stage]:
     """Serve a bridge to which nothing happened yet."""
     empty = folder / "empty"
     empty.mkdir()
-    (empty / "bridge.toml").write_text(template.toml.replace("[[routes]]", f"{GUARDED}\n[[routes]]", 1))
+    (empty / "bridge.toml").write_text(template.toml.replace("[[routes]]", f"{OTHERS}\n[[routes]]", 1))
     with closing(SqliteStore(empty / "bridge.db", {})) as store:
         store.migrate()
         for role, name in USERS.items():
@@ -143,6 +160,22 @@ def test_at_the_first_run_it_leads(template: Template, tmp_path: Path) -> None:
         assert 'href="/sources/shop/sample"' in html
         assert "/webhooks/" in session.submit("/sources/shop/sample").url
         assert "Paste the URL into the CRM" not in text_of(session.page("/"))
+
+
+def test_a_source_that_falls_silent_is_said_to_be_quiet(own_stage: Stage) -> None:
+    began = utc_now() - timedelta(days=3)
+    heard = [
+        AuditEntry(began + timedelta(minutes=5 * number), "inbound", "processed", source="shop")
+        for number in range(3 * 24 * 12)
+    ]
+    own_stage.store.note(heard)
+    with own_stage.session("viewer") as session:
+        assert "as usual" in text_of(session.page("/"))
+        own_stage.ahead[0] = timedelta(hours=3)
+        own_stage.store.beat("worker", "test", utc_now() + timedelta(hours=3))
+        html = session.page("/")
+    assert "shop is quiet for 3 h, usually every 5 min: does the CRM still send?" in text_of(html)
+    assert "quiet for 3 h, usually every 5 min" in words_of(html.partition("<table")[2])
 
 
 # --- figures -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bridge.model import Outcome, RecordKey, utc_now
+from bridge.pipeline.processing import parse
 from bridge.sources.sampling import SAMPLE_ID
 from bridge.store.protocol import Filter, Refusal
 from bridge.web.pages.sources import Part, parts_of, reasons_of
@@ -62,7 +63,7 @@ def test_a_sample_is_asked_for_with_what_each_target_would_get_and_changes_nothi
     with stage.session("operator") as session:
         said = text_of(session.page("/sources/shop/sample"))
     assert "This is no dry run." in said
-    assert "would really be written to the targets" in said
+    assert "would really be written to 4 targets, marketing, sms, inbox, register." in said
     assert "mobile +14155550123 phone" in said, "field, value and rule"
     for name in stage.config.targets:
         assert f"{name} " in said
@@ -99,10 +100,35 @@ def test_only_operators_send_samples(stage: Stage) -> None:
         assert forged.status_code == 400
 
 
-def test_a_sample_to_a_source_with_a_secret_url_needs_no_token(template: Template, tmp_path: Path) -> None:
+def test_every_type_of_source_takes_its_sample_and_listens_to_no_made_up_account(
+    template: Template, tmp_path: Path
+) -> None:
     with first_run(template, tmp_path) as stage, stage.session("operator") as session:
-        answer = session.submit("/sources/guarded/sample")
-        assert answer.status_code == 200
-        stored = stage.store.inbound(int(answer.url.rpartition("/")[2]))
-    assert stored is not None
-    assert stored.url == f"{stage.url}/hooks/guarded/…", "as one that came with a token is stored: without it"
+        for name in ("hub", "pipe", "legacy", "guarded"):
+            answer = session.submit(f"/sources/{name}/sample")
+            assert answer.status_code == 200, name
+            stored = stage.store.inbound(int(answer.url.rpartition("/")[2]))
+            assert stored is not None
+            assert (stored.source, stored.outcome) == (name, Outcome.ACCEPTED)
+            work = stage.store.work(name, utc_now(), 10)
+            changes = [
+                change
+                for one in work.inbounds
+                for event in parse(stage.config.sources[name], one).events
+                for change in event.changes
+            ]
+            assert changes
+            assert {change.account for change in changes} == {None}, (
+                "the first account heard is the one that counts"
+            )
+            # As one that came with a token is stored: without it.
+            assert (stored.url == f"{stage.url}/hooks/guarded/…") is (name == "guarded")
+
+
+def test_a_sample_that_cannot_be_signed_is_not_sent(template: Template, tmp_path: Path) -> None:
+    with first_run(template, tmp_path) as stage, stage.session("operator") as session:
+        answer = session.submit("/sources/public/sample")
+        assert answer.status_code == 422
+        assert "The sample cannot be signed" in answer.text
+        assert "Nothing was sent." in answer.text
+        assert stage.store.health(utc_now()).inbound == {}
