@@ -169,7 +169,6 @@ def blueprint(site: Site) -> Blueprint:
             "contact_retry.html",
             key=key,
             name=person.name_of(known),
-            life=person.life_of(known),
             outlooks=outlooks,
             back=contact_url(key.source, key.source_id),
             action=_retry_url(key),
