@@ -159,7 +159,9 @@ def test_what_it_says_by_itself_stands_beside_what_is_known_by_now(stage: Stage,
     row = re.search(r'<th scope="row" data-label="Field there">firstName.*?</tr>', html, re.DOTALL)
     assert row
     assert text_of(f"<main{row[0]}</main>").endswith("Grace Person 2")
-    assert "the same" in text_of(ada.page(f"/webhooks/{last.id}"))
+    said = text_of(ada.page(f"/webhooks/{last.id}"))
+    assert "lastName surname cleared when the source clears it surname not mentioned" in said
+    assert "the same" in said
 
 
 def test_the_neighbours_are_those_of_the_list_one_came_from(stage: Stage, ada: Session) -> None:

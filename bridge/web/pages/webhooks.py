@@ -314,6 +314,7 @@ def blueprint(site: Site) -> Blueprint:
             rows=rows_of(site.store, entries.items),
             more_entries=entries.next is not None,
             decision_words=DECISIONS,
+            never_said=trial.NEVER_SAID,
             **_read(site, connection, stored, now),
             **_as_received(connection, stored, query.view, now),
         )
