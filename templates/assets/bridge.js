@@ -133,18 +133,20 @@ function live() {
     button.textContent = wanted ? "Stop" : "Go live";
     return state;
   };
-  button.addEventListener("click", () => { wanted = !wanted; show(); });
+  button.addEventListener("click", () => { wanted = !wanted; asked = 0; show(); });
   for (const event of ["scroll", "pointermove", "focusin", "selectionchange"]) {
     document.addEventListener(event, show, { passive: true });
   }
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.target === list) { asked = 0; show(); }
   });
-  setInterval(() => {
+  const refresh = () => {
     if (!["on", "lost"].includes(show())) return;
     asked ||= Date.now();
     htmx.trigger(list, "refresh");
-  }, every);
+  };
+  document.addEventListener("visibilitychange", refresh); // who comes back sees how it is now
+  setInterval(refresh, every);
   show();
 }
 

@@ -36,6 +36,7 @@ KINDS: Mapping[str, str] = {
     "delivery": "deliveries",
     "target": "targets",
     "replay": "retries and rules",
+    "sample": "samples",
     "access": "people signing in",
     "export": "exports",
     "sample": "samples",
