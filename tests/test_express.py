@@ -78,7 +78,8 @@ class Running:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
     def stop(self) -> None:
-        self.worker.handle_exit(0, None)
+        for _ in range(2):  # with all other processes, and by the arbiter
+            self.worker.handle_exit(0, None)
 
     def ended(self) -> bool:
         self.thread.join(10)

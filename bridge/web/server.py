@@ -22,8 +22,8 @@ from bridge import log
 from bridge.web.express import ExpressWorker
 
 # Threads serve all that `express` does not take in by itself. How many there are hardly matters for speed, so
-# there are enough of them to bear a few slow senders. Before it, these were tried, with a thread for each that waits
-# for the writer (signed, 1 KB; against a Flask route that does nothing on the same server, called null; two
+# there are enough of them to bear a few slow senders. Before it, these were tried, with a thread for each that
+# waits for the writer (signed, 1 KB; against a Flask route that does nothing on the same server, called null; two
 # or three runs each on a busy 2-core machine, lowest to highest):
 #
 #   processes x threads   null/s        stored durably/s   ratio      p99 at 64 connections
