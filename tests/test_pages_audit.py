@@ -401,7 +401,6 @@ def test_a_file_that_would_be_too_long_says_how_to_get_the_rest(
         now[0] += seconds / 3
         return now[0]
 
-    everything = [one.id for one in exporting.entries_of(stage.store, Filter(source="shop"), lambda: 0.0)]
     found: list[int | None] = []
     narrowed, files = Filter(source="shop"), 0
     while True:
@@ -415,9 +414,7 @@ def test_a_file_that_would_be_too_long_says_how_to_get_the_rest(
         assert "export again with the time before 2" in last.reason
         narrowed = replace(narrowed, until=last.at)
     assert files > 1
-    everything_at_once = [one.id for one in stage.store.audit_page(Filter(source="shop"), None, 500).items]
-    assert found == everything_at_once
-    assert len(everything) <= len(found)
+    assert found == [one.id for one in stage.store.audit_page(Filter(source="shop"), None, 500).items]
 
 
 def test_a_search_that_never_ends_is_cut_where_it_came_to(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ const KEYS = {
   r: () => (one("tr.current [data-retry]") ?? one("main [data-retry]"))?.click(),
   "?": () => one("#keys")?.showModal(),
   Enter: () => { const row = one("tr.current[data-href]"); if (row) location.href = row.dataset.href; },
-  Escape: () => one("[data-back]")?.click(),
+  Escape: () => { if (!closeDrop()) one("[data-back]")?.click(); },
 };
 
 document.addEventListener("keydown", (event) => {
@@ -98,12 +98,14 @@ document.addEventListener("click", (event) => {
 document.addEventListener("click", (event) => {
   for (const drop of all("details.drop[open]")) if (!drop.contains(event.target)) drop.open = false;
 });
-document.addEventListener("keydown", (event) => {
-  const drop = event.key === "Escape" && one("details.drop[open]");
-  if (!drop) return;
+
+function closeDrop() {
+  const drop = one("details.drop[open]");
+  if (!drop) return false;
   drop.open = false;
   one("summary", drop).focus();
-});
+  return true;
+}
 
 // --- a live list ---------------------------------------------------------------------------------------------
 
