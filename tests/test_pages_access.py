@@ -154,6 +154,8 @@ def test_the_session_cookie_is_kept_from_scripts_and_other_sites(stage: Stage) -
         "evil",
         "/a\nb",
         "///x",
+        "//[",
+        "/\\[",
     ],
 )
 def test_nobody_is_led_away_after_signing_in(given: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import wraps
 from typing import ParamSpec
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, g, redirect, request, session
 from flask.typing import ResponseReturnValue
@@ -139,8 +139,7 @@ def _see_other(path: str) -> Response:
 
 def safe_next(given: str) -> str:
     """Return where to go after signing in: a path of ours, whatever was asked for."""
-    parts = urlsplit(given.replace("\\", "/"))
-    local = given.startswith("/") and not given.startswith(("//", "/\\")) and not parts.netloc and not parts.scheme
+    local = given.startswith("/") and not given.startswith(("//", "/\\"))
     return given if local and given.isprintable() else "/"
 
 
