@@ -123,6 +123,7 @@ def test_without_a_worker_what_depends_on_it_is_stale_and_never_green(own_stage:
     said = text_of(html)
     assert "Worker not running last seen 3 h ago" in said
     assert "Stale. The worker was last seen 3 h ago" in said
+    assert "The worker was last seen 3 h ago: webhooks are stored, but nothing is sent" in said
     assert "open, stale" in said
     assert 'class="badge good"' not in html
     assert "no attempts stale in the last hour" in said, "no attempts are no success"

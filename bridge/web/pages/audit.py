@@ -36,7 +36,6 @@ KINDS: Mapping[str, str] = {
     "delivery": "deliveries",
     "target": "targets",
     "replay": "retries and rules",
-    "sample": "samples",
     "access": "people signing in",
     "export": "exports",
     "sample": "samples",

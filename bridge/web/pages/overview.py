@@ -5,6 +5,7 @@ What cannot be known for certain is said to be stale. Nothing here is green beca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -137,7 +138,7 @@ def _worker(seen: Health, now: datetime) -> Figure:
     ago = span((now - seen.worker_seen_at).total_seconds())
     if health.worker_alive(seen, now):
         return Figure("Worker", "runs", f"seen {ago} ago", "good", "check")
-    return Figure("Worker", "not running", f"last seen {ago} ago; nothing is sent until it runs", "bad", "cross")
+    return Figure("Worker", "not running", f"last seen {ago} ago", "bad", "cross")
 
 
 def _heard(seen: Health, now: datetime) -> Figure:
@@ -213,11 +214,17 @@ def needs_of(
 
 
 def _broken(checks: Sequence[Check]) -> Iterator[Need]:
-    links = {"worker": "/targets", "database": "/", "processing": "/webhooks", "delivery": "/targets"}
-    words = {"database": "look again", "processing": "webhooks"}
+    links = {
+        "database": ("/", "look again"),
+        "worker": ("/targets", "what waits"),
+        "processing": ("/webhooks?outcome=accepted&within=all", "what waits"),
+        "delivery": ("/targets", "what waits"),
+    }
     for one in checks:
         if not one.ok:
-            yield Need(one.detail, links.get(one.name, "/"), words.get(one.name, "targets"))
+            # Machines read the same sentence, in seconds.
+            said = re.sub(r"(\d+) seconds", lambda found: span(int(found[1])), one.detail)
+            yield Need(said, *links.get(one.name, ("/targets", "what waits")))
 
 
 def _deliveries(seen: Health) -> Iterator[Need]:
