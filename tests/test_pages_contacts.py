@@ -26,7 +26,7 @@ from bridge.model import (
     utc_now,
 )
 from bridge.store.looking import Role
-from bridge.store.protocol import Decision, Filter
+from bridge.store.protocol import Decision, Filter, Page
 from bridge.web.pages import comparing, person
 from bridge.web.pages.words import contact_url
 from tests.stage import (
@@ -133,6 +133,20 @@ def test_a_long_list_goes_on_without_gaps(own_stage: Stage) -> None:
             older = re.search(r'href="([^"]+)" rel="next"', html)
             path = unescape(older[1]) if older else ""
     assert sorted(seen) == sorted(f"many-{n}" for n in range(60))
+
+
+def test_a_search_that_did_not_reach_the_end_says_how_far_it_came(
+    own_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_to = NOW - timedelta(days=400)
+    monkeypatch.setattr(own_stage.store, "contact_page", lambda *_given: Page([], "1:1", back_to))
+    monkeypatch.setattr(own_stage.store, "audit_page", lambda *_given: Page([], "1:1", back_to))
+    with own_stage.session(Role.VIEWER) as session:
+        listed = session.page("/contacts?q=rare")
+        shown = session.page(f"/contacts/shop/{source_id(SYNCED)}?target=sms")
+    assert f"searched back to {back_to:%Y-%m-%d %H:%M:%S} UTC" in text_of(listed)
+    assert 'href="/contacts?cursor=1%3A1&amp;q=rare" rel="next"' in listed
+    assert "None among those looked at so far" in text_of(shown)
 
 
 # --- one contact ---------------------------------------------------------------------------------------------
@@ -371,6 +385,7 @@ def test_a_difference_is_told_by_word() -> None:
     assert by_field["once"].notes == ("only when the contact is created",)
     assert by_field["blank"].notes == ("only where it is blank there",)
     assert by_field["phone"].notes == ("not a phone number",)
+    assert by_field["former"].notes == ("the rules ask for nothing here now",)
     assert by_field["gone"].wanted == "(empty)"
     assert by_field["former"].held == '["t"]'
 

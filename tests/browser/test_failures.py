@@ -36,7 +36,7 @@ def test_a_retry_is_watched_live_to_its_result(visit: Visits, own_stage: Stage) 
     page.get_by_role("button", name="Retry 1 delivery").click()
     expect(page.locator("#progress")).to_contain_text("0 of 1 delivery came to an end so far.")
     own_stage.work()
-    expect(page.locator("#progress")).to_contain_text("It was tried again: 1 is synced now.")  # without a reload
+    expect(page.locator("#progress")).to_contain_text("It was tried again and is synced now.")  # without a reload
     page.keyboard.press("Escape")
     expect(page).to_have_url(own_stage.url + "/failures")
     expect(page.get_by_role("region", name="Past retries")).to_contain_text("done")

@@ -56,7 +56,8 @@ def _row(delivery: Delivery, desired: Desired, held: Mapping[str, Value], name: 
         return Row(name, None, there, LEFT_OUT, notes=(delivery.left_out[name],))
     if desired.gone:
         return Row(name, None, there, GOES, differs=True)
-    return Row(name, None, there, LEFT_ALONE, notes=("the rules ask for nothing here now",))
+    notes = () if delivery.desired is None else ("the rules ask for nothing here now",)  # else the reason says so
+    return Row(name, None, there, LEFT_ALONE, notes=notes)
 
 
 def _mark(desired: Desired, held: Mapping[str, Value], name: str, *, unmet: bool) -> Mark:

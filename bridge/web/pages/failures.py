@@ -299,10 +299,16 @@ def sentences(bulk: Bulk, closed: Sequence[str], now: datetime) -> Iterator[str]
         yield f"Of {count(bulk.total, 'delivery', 'deliveries')}, {_list(_are_now(bulk, LEFT))}."
         yield "What was not tried by then was left as it was."
         return
-    tried = "It was" if bulk.total == 1 else f"All {bulk.total:,} were"
-    yield f"{tried} tried again: {_list(_are_now(bulk, CAME_TO))}."
+    said = _list(_are_now(bulk, CAME_TO))
+    alone = bulk.total == 1
+    yield (
+        f"It was tried again and {said.removeprefix('1 ')}."
+        if alone
+        else f"All {bulk.total:,} were tried again: {said}."
+    )
     if any(bulk.states.get(state) for state in FAILING):
-        yield "What failed again is back in the list of failed deliveries, with its reason."
+        again = "It" if alone else "What failed again"
+        yield f"{again} is back in the list of failed deliveries, with its reason."
 
 
 def _so_far(bulk: Bulk, closed: Sequence[str], now: datetime) -> Iterator[str]:
