@@ -506,10 +506,10 @@ def test_a_retry_that_was_cut_short_is_of_what_it_came_to(
     fail_all(store, 10)
     take_some, slices = retries.take_some, iter(range(2))
 
-    def take_two(*given: Any) -> int | None:
+    def take_two(*given: Any) -> None:
         if next(slices, None) is None:
             raise KeyboardInterrupt
-        return take_some(*given)
+        take_some(*given)
 
     monkeypatch.setattr(retries, "take_some", take_two)
     with pytest.raises(KeyboardInterrupt):

@@ -370,7 +370,6 @@ CREATE TABLE bulk (
   by TEXT NOT NULL,
   what TEXT NOT NULL,
   cancelled INTEGER NOT NULL DEFAULT 0,
-  filling INTEGER NOT NULL DEFAULT 1,    -- more may come
   total INTEGER NOT NULL DEFAULT 0,
   ended_at TEXT,                         -- when the last of its deliveries so far came to rest
   ended_by TEXT NOT NULL DEFAULT ''

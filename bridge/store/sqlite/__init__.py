@@ -301,13 +301,13 @@ class SqliteStore:
             return retries.failure_groups(db, reading.delivery_conditions(narrowed), limit)
 
     def start_bulk(self, narrowed: Filter, what: str, by: str, now: datetime) -> int:
-        salt, matching = self._salt, reading.delivery_conditions(narrowed)
-        last: int | None = 0
+        salt = self._salt
         with self._file.writing() as db:
-            bulk_id = retries.begin(db, salt, narrowed, matching, what, by, now)
-        while last is not None:
+            ids = retries.matching_ids(db, reading.delivery_conditions(narrowed))
+            bulk_id = retries.begin(db, salt, narrowed, what, len(ids), by, now)
+        for start in range(0, len(ids), SLICE):
             with self._file.writing() as db:
-                last = retries.take_some(db, bulk_id, matching, now, SLICE, last)
+                retries.take_some(db, bulk_id, ids[start : start + SLICE], now)
         return bulk_id
 
     def cancel_bulk(self, bulk_id: int, by: str, now: datetime) -> bool:

@@ -49,6 +49,8 @@ def remove(db: Database, name: str) -> bool:
 
 
 def end_sessions(db: Database, name: str) -> None:
+    """End the sessions that there are, and those that links not used yet would begin."""
+    db.execute("DELETE FROM login_link WHERE name = ?", (name,))
     db.execute("UPDATE person SET epoch = epoch + 1 WHERE name = ?", (name,))
 
 

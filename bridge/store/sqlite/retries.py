@@ -16,7 +16,7 @@ from sqlite_utils import Database
 
 from bridge import schedule
 from bridge.model import AuditEntry, RecordKey, State, from_iso, iso
-from bridge.store.codec import maybe_moment
+from bridge.store.codec import maybe_moment, to_json
 from bridge.store.looking import Bulk, BulkState, FailureGroup
 from bridge.store.protocol import Filter
 from bridge.store.sqlite.conditions import Conditions
@@ -29,7 +29,7 @@ EXAMPLES = 3
 _GROUPS = """
 SELECT d.target, d.state, d.error, d.status, d.reason, count(*) AS n, min(d.updated_at) AS oldest,
   max(d.updated_at) AS newest
-FROM delivery d WHERE d.state IN ('failed', 'ambiguous') AND {matching}
+FROM delivery d INDEXED BY delivery_failing WHERE d.state IN ('failed', 'ambiguous') AND {matching}
 GROUP BY d.target, d.state, d.error, d.status, d.reason ORDER BY n DESC, newest DESC LIMIT ?
 """
 _EXAMPLES = """
@@ -66,13 +66,15 @@ def _examples(db: Database, matching: Conditions, group: sqlite3.Row) -> list[Re
 # --- starting --------------------------------------------------------------------------------------------
 
 
-def begin(
-    db: Database, salt: bytes, narrowed: Filter, matching: Conditions, what: str, by: str, now: datetime
-) -> int:
-    """Remember a retry that has nothing in hand yet."""
+def matching_ids(db: Database, matching: Conditions) -> list[int]:
+    """Return the row ids of the deliveries to be tried again that no retry has in hand."""
+    rows = db.execute(_TO_TAKE.format(matching=matching.sql), matching.values).fetchall()
+    return [row["id"] for row in rows]
+
+
+def begin(db: Database, salt: bytes, narrowed: Filter, what: str, count: int, by: str, now: datetime) -> int:
+    """Remember a retry that has nothing in hand yet, and say that *count* deliveries were asked for."""
     started = db.execute("INSERT INTO bulk (at, by, what) VALUES (?, ?, ?)", (iso(now), by, what))
-    row = db.execute(_TO_TAKE.format(chosen="count(*) AS n", matching=matching.sql), matching.values).fetchone()
-    count = row["n"]
     reason = (
         f"Asked for by {by}: {count} {'delivery is' if count == 1 else 'deliveries are'} tried again ({what})."
     )
@@ -84,33 +86,37 @@ def begin(
     return int(started.lastrowid or 0)
 
 
-def take_some(
-    db: Database, bulk_id: int, matching: Conditions, now: datetime, limit: int, after: int
-) -> int | None:
-    """Take up to *limit* deliveries behind the row id *after* in hand; return the last, None if that was all."""
-    taking = _TO_TAKE.format(chosen="d.*", matching=matching.sql)
-    rows = db.execute(f"{taking} AND d.id > ? ORDER BY d.id LIMIT ?", [*matching.values, after, limit]).fetchall()
-    for row in rows:
-        person = (row["source"], row["source_id"])
-        marked = db.execute(
-            "UPDATE contact SET replay_at = coalesce(replay_at, ?), asked = 1"
-            " WHERE source = ? AND source_id = ? AND NOT asked",
-            (iso(now), *person),
-        ).rowcount
-        db.execute(
-            "INSERT INTO bulk_item VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (row["id"], bulk_id, *[row[name] for name in _KEPT], marked),
-        )
-        db.execute("UPDATE delivery SET bulk_id = ?, bulk_open = 1 WHERE id = ?", (bulk_id, row["id"]))
-    all_taken = len(rows) < limit
-    db.execute("UPDATE bulk SET total = total + ?, filling = ? WHERE id = ?", (len(rows), not all_taken, bulk_id))
-    return None if all_taken else int(rows[-1]["id"])
+def take_some(db: Database, bulk_id: int, ids: Sequence[int], now: datetime) -> None:
+    """Take those deliveries of *ids* in hand that still need it."""
+    chosen = to_json(list(ids))
+    taken = db.execute(_TAKE, (bulk_id, chosen)).rowcount
+    db.execute(_MARK, (iso(now), chosen, bulk_id))
+    db.execute(_CLAIM, (bulk_id, chosen, bulk_id))
+    db.execute("UPDATE bulk SET total = total + ? WHERE id = ?", (taken, bulk_id))
 
 
 _TO_TAKE = """
-SELECT {chosen} FROM delivery d WHERE d.state IN ('failed', 'ambiguous') AND d.bulk_id IS NULL AND {matching}
+SELECT d.id FROM delivery d WHERE d.state IN ('failed', 'ambiguous') AND d.bulk_id IS NULL AND {matching}
+ORDER BY d.id
 """
-_KEPT = ("state", "reason", "error", "status", "attempts", "revision")
+# CROSS JOIN keeps SQLite to this order: row by row of what is given.
+_TAKE = """
+INSERT INTO bulk_item (delivery_id, bulk_id, state, reason, error, status, attempts, revision, marked)
+SELECT d.id, ?, d.state, d.reason, d.error, d.status, d.attempts, d.revision, NOT c.asked
+FROM json_each(?) i CROSS JOIN delivery d ON d.id = i.value
+CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id
+WHERE d.state IN ('failed', 'ambiguous') AND d.bulk_id IS NULL
+"""
+_MARK = """
+UPDATE contact SET replay_at = coalesce(replay_at, ?), asked = 1 WHERE NOT asked AND id IN (
+  SELECT c.id FROM json_each(?) i CROSS JOIN bulk_item b ON b.delivery_id = i.value AND +b.bulk_id = ?
+  CROSS JOIN delivery d ON d.id = b.delivery_id
+  CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id)
+"""
+_CLAIM = """
+UPDATE delivery SET bulk_id = ?, bulk_open = 1 WHERE id IN (
+  SELECT b.delivery_id FROM json_each(?) i CROSS JOIN bulk_item b ON b.delivery_id = i.value AND +b.bulk_id = ?)
+"""
 
 
 def decided(db: Database, key: RecordKey) -> None:
@@ -126,46 +132,56 @@ def decided(db: Database, key: RecordKey) -> None:
 
 def put_back_some(db: Database, bulk_id: int, lanes: LaneCounts, now: datetime, limit: int) -> int:
     """Let go of up to *limit* deliveries that are not on their way, as they were before; return how many."""
-    rows = db.execute(
-        "SELECT d.*, b.state AS state_before, b.reason AS reason_before, b.error AS error_before,"
-        " b.status AS status_before, b.attempts AS attempts_before, b.revision AS revision_before, b.marked"
-        " FROM delivery d JOIN bulk_item b ON b.delivery_id = d.id WHERE d.bulk_id = ? AND d.state != 'sending'"
-        " LIMIT ?",
-        (bulk_id, limit),
-    ).fetchall()
+    rows = db.execute(_DECIDED, (bulk_id, limit)).fetchall()
     for row in rows:
         current = delivery_of(row)
-        if row["bulk_open"]:
-            _unmark(db, current.key, marked=bool(row["marked"]))
-        else:
-            before = replace(
-                current,
-                state=State(row["state_before"]),
-                reason=row["reason_before"],
-                error=row["error_before"],
-                status=row["status_before"],
-                attempts=row["attempts_before"],
-                revision=row["revision_before"],
-            )
-            current = schedule.called_off(current, before, now)
-        _let_go(db, bulk_id, row["id"], current.state)
-        if not row["bulk_open"]:  # one that was not decided is as it was
-            save_delivery(db, current, lanes)
-    return len(rows)
+        before = replace(
+            current,
+            state=State(row["state_before"]),
+            reason=row["reason_before"],
+            error=row["error_before"],
+            status=row["status_before"],
+            attempts=row["attempts_before"],
+            revision=row["revision_before"],
+        )
+        current = schedule.called_off(current, before, now)
+        _let_go(db, bulk_id, current.state.value, [row["id"]])
+        save_delivery(db, current, lanes)
+    undecided = db.execute(_UNDECIDED, (bulk_id, limit - len(rows))).fetchall()
+    # Nobody asks for these any more. They stay to be decided: the rules may have changed meanwhile.
+    db.execute(_UNMARK, (to_json([row["id"] for row in undecided if row["marked"]]),))
+    for state in sorted({row["state"] for row in undecided}):
+        _let_go(db, bulk_id, state, [row["id"] for row in undecided if row["state"] == state])
+    return len(rows) + len(undecided)
 
 
-def _unmark(db: Database, key: RecordKey, *, marked: bool) -> None:
-    """Nobody asks for *key* any more. It stays to be decided: the rules may have changed meanwhile."""
-    if marked:
-        db.execute("UPDATE contact SET asked = 0 WHERE source = ? AND source_id = ?", (key.source, key.source_id))
+_DECIDED = """
+SELECT d.*, b.state AS state_before, b.reason AS reason_before, b.error AS error_before,
+  b.status AS status_before, b.attempts AS attempts_before, b.revision AS revision_before
+FROM delivery d CROSS JOIN bulk_item b ON b.delivery_id = d.id
+WHERE d.bulk_id = ? AND d.bulk_open = 0 AND d.state != 'sending' LIMIT ?
+"""
+_UNDECIDED = """
+SELECT d.id, d.state, b.marked FROM delivery d CROSS JOIN bulk_item b ON b.delivery_id = d.id
+WHERE d.bulk_id = ? AND d.bulk_open = 1 AND d.state != 'sending' LIMIT ?
+"""
+_UNMARK = """
+UPDATE contact SET asked = 0 WHERE id IN (
+  SELECT c.id FROM json_each(?) i CROSS JOIN delivery d ON d.id = i.value
+  CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id)
+"""
 
 
-def _let_go(db: Database, bulk_id: int, delivery_id: int, state: State) -> None:
-    db.execute("UPDATE delivery SET bulk_id = NULL, bulk_open = 0 WHERE id = ?", (delivery_id,))
-    db.execute("DELETE FROM bulk_item WHERE delivery_id = ?", (delivery_id,))
+def _let_go(db: Database, bulk_id: int, state: str, ids: Sequence[int]) -> None:
+    """A retry no longer has the deliveries of *ids* in hand, which are in *state*."""
+    chosen = to_json(list(ids))
     db.execute(
-        "INSERT INTO bulk_tally VALUES (?, ?, 1) ON CONFLICT (bulk_id, state) DO UPDATE SET n = n + 1",
-        (bulk_id, state.value),
+        "UPDATE delivery SET bulk_id = NULL, bulk_open = 0 WHERE id IN (SELECT value FROM json_each(?))", (chosen,)
+    )
+    db.execute("DELETE FROM bulk_item WHERE delivery_id IN (SELECT value FROM json_each(?))", (chosen,))
+    db.execute(
+        "INSERT INTO bulk_tally VALUES (?, ?, ?) ON CONFLICT (bulk_id, state) DO UPDATE SET n = n + excluded.n",
+        (bulk_id, state, len(ids)),
     )
 
 
@@ -173,7 +189,7 @@ def end(db: Database, salt: bytes, bulk_id: int, put_back: int, by: str, now: da
     """Remember that a retry was called off, after *put_back* deliveries were let go of."""
     row = db.execute("SELECT what FROM bulk WHERE id = ?", (bulk_id,)).fetchone()
     db.execute(
-        "UPDATE bulk SET cancelled = 1, filling = 0, ended_at = ?, ended_by = ? WHERE id = ?",
+        "UPDATE bulk SET cancelled = 1, ended_at = ?, ended_by = ? WHERE id = ?",
         (iso(now), by, bulk_id),
     )
     reason = (
