@@ -18,7 +18,7 @@ def utc_now() -> datetime:
 
 def iso(moment: datetime) -> str:
     """Return *moment* as text that sorts by time: 2026-03-02T10:11:12.000123Z."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")[:26] + "Z"
 
 
 def from_iso(text: str) -> datetime:

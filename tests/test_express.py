@@ -1,5 +1,3 @@
-# mypy: disallow-untyped-calls=False
-# (gunicorn ships no types of its own.)
 """Webhooks that the watching thread takes in itself, and what it leaves to the others."""
 
 from __future__ import annotations

@@ -1,5 +1,3 @@
-# mypy: disallow-untyped-calls=False
-# (gunicorn ships no types of its own.)
 """Webhooks that arrived whole are taken in by the thread that saw them arrive; no thread waits for the disk.
 
 gunicorn gives every request a thread. To hand a webhook to that thread, from there to the writer and all the way

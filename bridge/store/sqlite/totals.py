@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlite_utils import Database
 
-from bridge.model import AuditEntry, Delivery, State
+from bridge.model import AuditEntry, Delivery, State, iso
 from bridge.store.looking import LAG_BOUNDS_MS, LATENCY_BOUNDS_MS, Activity, Facets, Histogram, Latency
 from bridge.store.looking import Bar as HistogramBar
 from bridge.store.protocol import Attempt, Filter
@@ -73,7 +73,7 @@ def count_push(db: Database, target: str, attempt: Attempt) -> None:
     """Add to how long the target's pushes took, and remember how the last one went."""
     took_ms = attempt.duration_ms
     db.execute(f"INSERT INTO latency {_ONE_MORE}", (target, _bound(LATENCY_BOUNDS_MS, took_ms), took_ms))
-    at = attempt.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    at = iso(attempt.at)
     if attempt.error is None:
         db.execute(
             "INSERT INTO target_push (target, last_success_at) VALUES (?, ?)"
