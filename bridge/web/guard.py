@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import threading
 import time
 from collections.abc import Callable
@@ -54,6 +55,23 @@ class Throttle:
             until = max(now, self._empty_until.get(address, now)) + self._per_failure_s
             self._empty_until[address] = min(until, now + self._failures * self._per_failure_s)
 
+    def forgive(self, address: str) -> None:
+        """Take one `failed` back: it was none."""
+        with self._lock:
+            if address in self._empty_until:
+                self._empty_until[address] -= self._per_failure_s
+
+
+def neighbourhood(address: str) -> str:
+    """Return what to throttle instead of *address*: one subscriber has 2^64 addresses of IPv6."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4 or parsed.ipv4_mapped:
+        return address
+    return str(ipaddress.ip_network((int(parsed), 64), strict=False))
+
 
 class Guard:
     """Lets a request pass, or raises the `HttpProblem` that answers it."""
@@ -70,7 +88,7 @@ class Guard:
         """
         if not self._token:
             raise HttpProblem(503, NOT_CONFIGURED)
-        address = request.remote_addr or ""
+        address = neighbourhood(request.remote_addr or "")
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token)
         right = right and scheme.lower() == "bearer"

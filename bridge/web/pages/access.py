@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import wraps
@@ -22,12 +23,14 @@ from werkzeug.security import check_password_hash, generate_password_hash
 from bridge.model import AuditEntry
 from bridge.store.looking import Role, User
 from bridge.store.protocol import Store
-from bridge.web.guard import Throttle
+from bridge.web.guard import Throttle, neighbourhood
 from bridge.web.pages.site import Site, current_user, may
 from bridge.web.problem import HttpProblem
 
 SHORTEST_PASSWORD = 12  # characters
 LONGEST_PASSWORD = 256
+LONGEST_NAME = 100
+HASHES_AT_ONCE = 2  # each takes 32 MiB and a processor
 
 NOT_CONFIGURED = (
     "Nobody can sign in because bridge has no SECRET_KEY to sign sessions with. Set SECRET_KEY to a long random "
@@ -106,7 +109,7 @@ class Gate:
             raise HttpProblem(503, NOT_CONFIGURED)
         name, epoch = session.get("user"), session.get("epoch")
         user = self._site.store.user(name) if isinstance(name, str) else None
-        g.user = user if user is not None and user.epoch == epoch else None
+        g.user = user if user is not None and _epoch(user) == epoch else None
         if request.method not in {"GET", "HEAD", "OPTIONS"}:
             self._check_form()
 
@@ -133,6 +136,11 @@ class Gate:
             raise HttpProblem(400, STALE_FORM)
 
 
+def _epoch(user: User) -> str:
+    """Return what a session of *user* has to hold. Somebody who was removed and added again is somebody else."""
+    return f"{user.epoch} {user.created_at}"
+
+
 def _see_other(path: str) -> Response:
     return Response("", 303, {"Location": path, "Cache-Control": "no-store"})
 
@@ -150,15 +158,35 @@ def blueprint(site: Site, gate: Gate) -> Blueprint:
     pages = Blueprint("access", __name__)
     # Neither one who guesses nor many may try quickly. Behind a proxy everybody may have one address.
     by_address, by_name = Throttle(), Throttle(failures=5, per_failure_s=12.0)
+    counting, hashing = threading.Lock(), threading.BoundedSemaphore(HASHES_AT_ONCE)
 
     @pages.before_request
     def open_door() -> None:
         gate.identify()
 
+    def admit(address: str, name: str) -> float:
+        """Return for how many seconds nobody may try; 0: this try counts as wrong until it proves right.
+
+        Were it counted afterwards, as many as there are threads could be tried at once.
+        """
+        with counting:
+            wait_s = max(by_address.closed_for_s(address), by_name.closed_for_s(name))
+            if not wait_s:
+                by_address.failed(address)
+                by_name.failed(name)
+        return wait_s
+
+    def with_password(name: str, password: str) -> User | None:
+        user = site.store.user(name) if name.isprintable() else None
+        stored = user.password_hash if user and user.password_hash else _NOBODY
+        with hashing:
+            right = check_password_hash(stored, password[: LONGEST_PASSWORD + 1])
+        return user if right and user and user.password_hash else None
+
     def let_in(user: User, how: str) -> Response:
         session.clear()  # a new session has a new CSRF token
         session.permanent = True
-        session["user"], session["epoch"] = user.name, user.epoch
+        session["user"], session["epoch"] = user.name, _epoch(user)
         now = site.clock()
         site.store.seen(user.name, now)
         _note(site, now, "signed_in", f"{user.name} signed in with {how}.")
@@ -172,20 +200,15 @@ def blueprint(site: Site, gate: Gate) -> Blueprint:
 
     @pages.post("/sign-in")
     def sign_in() -> ResponseReturnValue:
-        name, password = request.form.get("name", "").strip(), request.form.get("password", "")
-        address = request.remote_addr or ""
-        wait_s = max(by_address.closed_for_s(address), by_name.closed_for_s(name))
-        user = None
-        if not wait_s:
-            user = site.store.user(name) if name.isprintable() else None
-            stored = user.password_hash if user and user.password_hash else _NOBODY
-            right = check_password_hash(stored, password[: LONGEST_PASSWORD + 1])
-            user = user if right and user and user.password_hash else None
+        # One character too many is nobody's name, and nothing long is remembered.
+        name = request.form.get("name", "").strip()[: LONGEST_NAME + 1]
+        address = neighbourhood(request.remote_addr or "")
+        wait_s = admit(address, name)
+        user = None if wait_s else with_password(name, request.form.get("password", ""))
         if user is not None:
+            by_address.forgive(address)
+            by_name.forgive(name)
             return let_in(user, "a password")
-        if not wait_s:
-            by_address.failed(address)
-            by_name.failed(name)
         said = f"Too many wrong passwords; wait {int(wait_s) + 1} seconds and try again." if wait_s else WRONG
         next_page = safe_next(request.form.get("next", "/"))
         status = 429 if wait_s else 401
