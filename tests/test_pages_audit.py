@@ -298,7 +298,11 @@ def test_the_part_that_is_loaded_again_leaves_out_what_costs_most(stage: Stage, 
 
 def test_an_entry_shows_all_its_facts_and_what_went_over_the_wire(stage: Stage, ada: Session) -> None:
     failed = stage.store.audit_page(Filter(error="invalid", source_id=PERSON), None, 1).items[0]
-    said = text_of(ada.page(f"/audit/{failed.id}"))
+    in_the_list = f"/audit/{failed.id}?within=all&error=invalid"
+    assert in_the_list in unescape(ada.page(at(within="all", error="invalid")))
+    html = ada.page(in_the_list)
+    assert '<a href="/audit?within=all&amp;error=invalid" data-back>' in html
+    said = text_of(html)
     for fact in ("Kind delivery", "Target sms", "Attempt 1", "Status 400", "Error invalid", "Answered 400"):
         assert fact in said
     assert "VALIDATION" in said

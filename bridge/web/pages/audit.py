@@ -60,18 +60,20 @@ class Row:
 
     entry: AuditEntry
     href: str
+    own: str  # URL of the entry's own page
     contact: str  # URL, "" where it is about none
     name: str  # of the contact, as far as it is known
     webhook: str  # URL
     sentence: str
 
 
-def rows_of(store: Store, entries: Sequence[AuditEntry]) -> list[Row]:
-    """Return *entries* with the names and links that a person needs."""
+def rows_of(store: Store, entries: Sequence[AuditEntry], address: Address | None = None) -> list[Row]:
+    """Return *entries* with the names and links that a person needs. *address*: the list that they stand in."""
+    address = address or Address("/audit")
     keys = {key for one in entries if (key := _key(one))}
     known = store.contacts(keys) if keys else {}
     names = {key: name_of(contact) for key, contact in known.items()}
-    return [_row(one, names) for one in entries]
+    return [_row(one, names, address.url(f"/audit/{one.id}")) for one in entries]
 
 
 def _key(entry: AuditEntry) -> RecordKey | None:
@@ -80,14 +82,14 @@ def _key(entry: AuditEntry) -> RecordKey | None:
     return RecordKey(entry.source, entry.source_id)
 
 
-def _row(entry: AuditEntry, names: Mapping[RecordKey, str]) -> Row:
+def _row(entry: AuditEntry, names: Mapping[RecordKey, str], own: str) -> Row:
     key = _key(entry)
     contact = contact_url(key.source, key.source_id) if key else ""
     webhook = f"/webhooks/{entry.inbound_id}" if entry.inbound_id else ""
-    own = f"/audit/{entry.id}"
     return Row(
         entry=entry,
         href=(contact if entry.kind == "delivery" else webhook) or contact or webhook or own,
+        own=own,
         contact=contact,
         name=names.get(key, "") if key else "",
         webhook=webhook,
@@ -305,7 +307,7 @@ def blueprint(site: Site) -> Blueprint:
         facets = None if request.headers.get("HX-Target") == LIVE else site.store.facets(narrowed)
         return site.page(
             "audit.html",
-            rows=rows_of(site.store, page.items),
+            rows=rows_of(site.store, page.items, address),
             chart=_chart(site.store, narrowed, address, now),
             dimensions=dimensions(address, facets),
             times=filters.times(address, period),
@@ -328,8 +330,13 @@ def blueprint(site: Site) -> Blueprint:
         key = _key(found)
         contact = site.store.contacts([key]).get(key) if key else None
         erased = contact is not None and contact.erased is not None
+        back = Address.of("/audit", request.args).url()
         return site.page(
-            "audit_entry.html", row=row, calls=calls_of(found, None), no_calls=why_none(found, erased=erased)
+            "audit_entry.html",
+            row=row,
+            back=back,
+            calls=calls_of(found, None),
+            no_calls=why_none(found, erased=erased),
         )
 
     return pages
