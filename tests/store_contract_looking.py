@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from bridge import schedule
 from bridge.errors import Ambiguous, DeliveryFailed, Permanent
+from bridge.lanes import deliver_lane, slot_of
 from bridge.model import (
     AuditEntry,
     Contact,
@@ -606,6 +607,23 @@ class LookingContract:
         store.replay(NOW, "bob", keys=[key])
         store.cancel_bulk(store.start_bulk(Filter(), "all", "ann", NOW), "ann", NOW)
         assert store.work("crm", NOW, 10).replays == {key}
+
+    def test_a_retry_of_one_target_leaves_the_contacts_other_failures_alone(self, store: Store) -> None:
+        keys = fail_all(store, 2)
+        commit(store, *(want(key, "sms") for key in keys))
+        for key in keys:
+            fail(store, deliver_lane("sms", slot_of(key) % 2), Permanent("No.", status=422), NOW)
+        store.start_bulk(Filter(target="mail"), "target mail", "ann", NOW)
+        store.replay(NOW, "bob", keys=keys[1:])  # somebody means all of the second contact
+        again = [replace(want(key, target), again=True) for key in keys for target in ("mail", "sms")]
+        commit(store, *again, decided=keys)
+        states = {(one.target, one.key): one.state for key in keys for one in store.deliveries_of(key)}
+        assert states == {
+            ("mail", keys[0]): State.PENDING,
+            ("sms", keys[0]): State.FAILED,
+            ("mail", keys[1]): State.PENDING,
+            ("sms", keys[1]): State.PENDING,
+        }
 
     def test_what_one_retry_has_in_hand_is_left_to_it(self, store: Store) -> None:
         fail_all(store, 2)

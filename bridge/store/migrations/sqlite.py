@@ -127,7 +127,7 @@ CREATE TABLE contact (
   erased INTEGER NOT NULL,
   read_due TEXT,                         -- when to read it from the CRM
   replay_at TEXT,                        -- to be decided again: a person asked for it, or the rules changed
-  asked INTEGER NOT NULL DEFAULT 0,      -- a person did
+  asked INTEGER NOT NULL DEFAULT 0,      -- 1: a person did; 2: of some of its deliveries only (bulk_open)
   updated_at TEXT NOT NULL,
   UNIQUE (source, source_id)
 );

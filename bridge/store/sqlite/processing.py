@@ -260,6 +260,8 @@ def _unchanged(want: Want, now: datetime) -> AuditEntry:
 def _plan(db: Database, want: Want, lanes: LaneCounts, now: datetime) -> tuple[Delivery | None, Delivery]:
     """Save the delivery's next row; return the one before and this one."""
     stored = load_delivery(db, want.target, want.key)
+    if want.again and not retries.meant(db, want.target, want.key):
+        want = replace(want, again=False)
     current = _with_inheritance(db, want, stored, lanes, now)
     if current is not None and linked_to(db, want.target, want.key, current.target_id) is not None:
         # A removed contact comes back, and what it was linked to belongs to another by now: find it anew.

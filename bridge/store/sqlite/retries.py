@@ -108,7 +108,7 @@ CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id
 WHERE d.state IN ('failed', 'ambiguous') AND d.bulk_id IS NULL
 """
 _MARK = """
-UPDATE contact SET replay_at = coalesce(replay_at, ?), asked = 1 WHERE NOT asked AND id IN (
+UPDATE contact SET replay_at = coalesce(replay_at, ?), asked = 2 WHERE NOT asked AND id IN (
   SELECT c.id FROM json_each(?) i CROSS JOIN bulk_item b ON b.delivery_id = i.value AND +b.bulk_id = ?
   CROSS JOIN delivery d ON d.id = b.delivery_id
   CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id)
@@ -117,6 +117,20 @@ _CLAIM = """
 UPDATE delivery SET bulk_id = ?, bulk_open = 1 WHERE id IN (
   SELECT b.delivery_id FROM json_each(?) i CROSS JOIN bulk_item b ON b.delivery_id = i.value AND +b.bulk_id = ?)
 """
+
+
+def meant(db: Database, target: str, key: RecordKey) -> bool:
+    """Say whether the delivery is among those that somebody asked to be tried again.
+
+    A replay means all deliveries of a contact; a retry only those that it has in hand.
+    """
+    row = db.execute(
+        "SELECT c.asked = 1 OR d.bulk_open FROM contact c LEFT JOIN delivery d"
+        " ON d.target = ? AND d.source = c.source AND d.source_id = c.source_id"
+        " WHERE c.source = ? AND c.source_id = ? AND c.asked",
+        (target, key.source, key.source_id),
+    ).fetchone()
+    return row is not None and bool(row[0])
 
 
 def decided(db: Database, key: RecordKey) -> None:
@@ -166,7 +180,7 @@ SELECT d.id, d.state, b.marked FROM delivery d CROSS JOIN bulk_item b ON b.deliv
 WHERE d.bulk_id = ? AND d.bulk_open = 1 AND d.state != 'sending' LIMIT ?
 """
 _UNMARK = """
-UPDATE contact SET asked = 0 WHERE id IN (
+UPDATE contact SET asked = 0 WHERE asked = 2 AND id IN (
   SELECT c.id FROM json_each(?) i CROSS JOIN delivery d ON d.id = i.value
   CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id)
 """
