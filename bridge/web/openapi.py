@@ -165,7 +165,6 @@ def _around() -> dict[str, Schema]:
         "responses": {"200": {"description": "Nothing."}, "404": {"description": "There is no such source."}},
     }
     return {
-        "/": {"get": plain | _said("What is where.")},
         "/hooks/{name}": {"parameters": [source], "post": hook, "get": probe},
         "/hooks/{name}/{token}": {"parameters": [source, token], "post": hook, "get": probe},
         "/healthz": {"get": plain | _said("The process is alive.")},
