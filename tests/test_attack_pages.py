@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+import requests
 from werkzeug.security import check_password_hash
 
-from bridge.model import utc_now
+from bridge.model import AuditEntry, utc_now
 from bridge.store.looking import Role, User
+from bridge.store.protocol import Filter
 from bridge.web.guard import Throttle, neighbourhood
 from bridge.web.pages import access
 from bridge.web.pages.access import login_path
-from tests.stage import SECRET_KEY, USERS, Session, Stage
+from bridge.web.pages.calls import calls_of
+from bridge.web.pages.words import pretty
+from tests.platforms import person, signed, webhook
+from tests.stage import SECRET_KEY, USERS, Session, Stage, source_id
 
 # --- getting in ----------------------------------------------------------------------------------------------
 
@@ -71,3 +78,55 @@ def test_what_proved_right_does_not_count_as_a_failure() -> None:
     throttle.forgive("a")
     throttle.forgive("b")
     assert not throttle.closed_for_s("a")
+
+
+# --- what outsiders send -------------------------------------------------------------------------------------
+
+SOON_S = 2.0  # more than a page may take, as this machine is busy
+
+
+def _receive(stage: Stage, body: bytes) -> int:
+    """Have the shop send *body*, and return the webhook's id."""
+    headers = dict(signed(stage.config, body, f"msg_{time.time()}").headers)
+    answer = requests.post(stage.url + "/hooks/shop", body, headers=headers, timeout=10)
+    page = stage.store.inbound_page(Filter(), None, 1)
+    assert answer.status_code in {200, 400}
+    return page.items[0].id
+
+
+def test_half_a_pair_of_surrogates_is_shown_as_json_spells_it(own_stage: Stage) -> None:
+    body = webhook("changed", person(70, name="HALF"), utc_now()).replace(b"HALF", b"\\ud800x")
+    sent = _receive(own_stage, body)
+    with own_stage.session() as session:
+        assert "\\ud800x" in session.page(f"/webhooks/{sent}")
+        assert "\\ud800x" in session.page(f"/playground?webhook={sent}")
+
+
+def test_deep_lists_and_very_many_fields_hold_up_no_page(own_stage: Stage) -> None:
+    deep = webhook("changed", person(71, name="DEEP"), utc_now())
+    deep = deep.replace(b'"DEEP"', b"[" * 400 + b"1," * 200_000 + b"1" + b"]" * 400)
+    wide = webhook("changed", person(72, **{f"field_{n}": "x" for n in range(20_000)}), utc_now())
+    many, lists = _receive(own_stage, wide), _receive(own_stage, deep)
+    own_stage.work()
+    with own_stage.session() as session:
+        for path in (f"/webhooks/{lists}", f"/webhooks/{many}", f"/contacts/shop/{source_id(72)}?all=1"):
+            started = time.monotonic()
+            html = session.page(path)
+            assert time.monotonic() - started < SOON_S, path
+            assert len(html) < 8_000_000, path
+
+
+def test_json_is_laid_out_no_further_than_it_is_shown() -> None:
+    deep = "[" * 900 + "1," * 10_000 + "1" + "]" * 900
+    exchange = {"method": "GET", "url": "/", "status": 200, "duration_ms": 1, "response_body": deep}
+    (call,) = calls_of(AuditEntry(utc_now(), "delivery", "updated", detail={"exchanges": [exchange]}), None)
+    assert call.answer
+    assert call.answer.text == deep
+    assert pretty({"a": [1, None]}, 100) == json.dumps({"a": [1, None]}, indent=2)
+
+
+def test_a_number_of_thousands_of_digits_is_a_problem_in_the_rules(stage: Stage) -> None:
+    with stage.session(Role.VIEWER) as session:
+        answer = session.submit("/playground", source="shop", payload="{}", rules="a = " + "9" * 5000)
+    assert answer.status_code == 200
+    assert "1 problem in the rules" in answer.text

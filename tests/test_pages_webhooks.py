@@ -18,7 +18,7 @@ from bridge.store.looking import Role
 from bridge.store.protocol import Filter, Inbound, NewInbound, Page
 from bridge.web.pages import webhooks, wire
 from tests.platforms import PUBLIC_URL, person, signed, webhook
-from tests.stage import EDITED, ERASED, FAILED, PRUNED, SYNCED, USERS, Session, Stage
+from tests.stage import EDITED, ERASED, FAILED, PRUNED, SYNCED, USERS, Session, Stage, text_of
 
 NOW = utc_now()
 
@@ -31,12 +31,6 @@ def ada(stage: Stage) -> Iterator[Session]:
 
 def rows(html: str) -> list[int]:
     return [int(found) for found in re.findall(r'<tr id="webhook-(\d+)"', html)]
-
-
-def text_of(html: str) -> str:
-    """Return what a person reads of a page."""
-    inside = html[html.index("<main") : html.index("</main>")]
-    return " ".join(unescape(re.sub(r"<[^>]+>", " ", inside)).split())
 
 
 def about(stage: Stage, number: int) -> list[Inbound]:
@@ -215,7 +209,7 @@ def test_too_many_contacts_are_not_all_worked_out(
 ) -> None:
     monkeypatch.setattr(webhooks, "CONTACTS_TRIED", 0)
     html = ada.page(f"/webhooks/{about(stage, SYNCED)[0].id}")
-    assert "too many to work all out here" in html
+    assert "to work all out here" in html
 
 
 def test_a_source_that_is_no_longer_configured_still_has_its_webhooks(own_stage: Stage) -> None:

@@ -55,7 +55,7 @@ class Document:
     def _parse(self, text: str) -> dict[str, Any]:
         try:
             document = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
             raise ConfigError(_syntax_problem(self.path, str(error))) from error
         self.lines = lines(text)
         return document

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from bridge.model import Contact, Desired, Exchange, FieldState, Mode, RecordKey, Version, from_iso, iso
@@ -79,7 +80,12 @@ def _version(version: Version | None) -> list[str] | None:
 
 
 def _version_from(read: list[str] | None) -> Version | None:
-    return None if read is None else Version(from_iso(read[0]), read[1])
+    return None if read is None else _version_of(*read)
+
+
+@lru_cache(maxsize=4096)  # all that one event said has one version
+def _version_of(moment: str, event_id: str) -> Version:
+    return Version(from_iso(moment), event_id)
 
 
 def _field(state: FieldState) -> dict[str, Any]:
@@ -90,10 +96,9 @@ def _field(state: FieldState) -> dict[str, Any]:
 
 
 def _field_from(read: Mapping[str, Any]) -> FieldState:
-    moment, event_id = read["version"]
     return FieldState(
         value=read["value"],
-        version=Version(from_iso(moment), event_id),
+        version=_version_of(*read["version"]),
         said=read.get("said"),
         said_version=_version_from(read.get("said_version")),
     )

@@ -11,6 +11,7 @@ from bridge.model import AuditEntry
 from bridge.web.pages.words import pretty
 
 SHORT = 2000  # characters of a body, in a list
+MOST_GROWTH = 5  # by indenting it; what people and platforms write doubles at most
 
 ERASED = "The calls were deleted when the person was erased."
 PRUNED = "The contents of these calls were pruned after the time that they are kept; the facts stay."
@@ -81,8 +82,10 @@ def _body(kept: str, longest: int | None) -> Body | None:
 
 
 def _pretty(text: str) -> str:
-    """Return JSON indented, and anything else as it is: forms, XML, and what was cut in the middle."""
+    """Return JSON indented, and anything else as it is: forms, XML, and what was cut or would be all blanks."""
+    longest = MOST_GROWTH * len(text) + 1000
     try:
-        return pretty(json.loads(text))
+        laid_out = pretty(json.loads(text), longest)
     except (ValueError, RecursionError):
         return text
+    return laid_out if len(laid_out) <= longest else text

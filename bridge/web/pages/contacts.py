@@ -27,6 +27,7 @@ from bridge.web.queries import Input, Moment, Text, read_form, read_query
 PAGE = 50  # contacts of a list
 ENTRIES = 25  # of a timeline
 FIELDS = 200  # shown at once of a contact, and of a target
+ALL_FIELDS = 5_000  # shown of those who have very many, when all are asked for
 LONGEST_VALUE = 300  # characters of a value, before it is cut
 LONGEST_THERE = 100  # of one at a target, where two stand side by side
 SOON = timedelta(seconds=20)  # in which what somebody asked for begins to show
@@ -251,7 +252,7 @@ def _shown(site: Site, contact: Contact, query: ContactQuery) -> Response:
         retry=_retry_url(key) if _can_retry(site, contact, deliveries) else "",
         longest=None if query.all else LONGEST_VALUE,
         longest_there=None if query.all else LONGEST_THERE,
-        most_rows=None if query.all else FIELDS,
+        most_rows=ALL_FIELDS if query.all else FIELDS,
     )
 
 
@@ -286,7 +287,7 @@ def _fields(site: Site, contact: Contact, *, everything: bool) -> tuple[Sequence
     """Return the fields to show, by name, and how many more there are."""
     webhooks = person.origins(site.store, site.config, contact)
     names = sorted(contact.fields)
-    shown = names if everything else names[:FIELDS]
+    shown = names[: ALL_FIELDS if everything else FIELDS]
     known = [
         KnownField(name, comparing.text(contact.fields[name].value), contact.fields[name], webhooks.get(name))
         for name in shown

@@ -26,6 +26,7 @@ from bridge.web import trial
 from bridge.web.inbound import PREFIX
 from bridge.web.pages.site import Site
 from bridge.web.pages.trying import Tried, tried_of
+from bridge.web.pages.words import pretty
 from bridge.web.problem import HttpProblem
 from bridge.web.queries import Input, RowId, Text, read_form
 
@@ -92,8 +93,8 @@ def _legible(body: bytes) -> str:
     """Return *body* as text; JSON with an entry on each line."""
     text = body.decode("utf-8", "replace")
     try:
-        pretty = json.dumps(json.loads(text), ensure_ascii=False, indent=2, allow_nan=False)
-        return pretty if len(pretty) <= LONGEST_PAYLOAD else text
+        laid_out = pretty(json.loads(text), LONGEST_PAYLOAD)
+        return laid_out if len(laid_out) <= LONGEST_PAYLOAD else text
     except (ValueError, RecursionError):
         return text
 

@@ -118,7 +118,9 @@ class Site:
             said=session.pop("said", "") if self.secret_key else "",
             **values,
         )
-        return Response(html, status, HEADERS, content_type="text/html; charset=utf-8")
+        # What JSON can spell and UTF-8 cannot hold must not take the page with it.
+        content = html.encode("utf-8", "backslashreplace")
+        return Response(content, status, HEADERS, content_type="text/html; charset=utf-8")
 
 
 def say(sentence: str) -> None:

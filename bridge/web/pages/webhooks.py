@@ -34,6 +34,7 @@ ENTRIES = 50  # of the audit log, on a webhook's page
 EVENTS_SHOWN = 25
 FIELDS_SHOWN = 100  # of a change
 CONTACTS_TRIED = 10  # whose decisions are worked out
+FIELDS_TRIED = 5_000  # of all of them
 NOT_FOUND = "There is no webhook {}. Perhaps the link is from another installation of bridge."
 
 QUEUED = "It is processed again from its bytes. What came of it stands below in a moment."
@@ -380,7 +381,8 @@ def _read(site: Site, connection: SourceConnection | None, stored: Inbound, now:
     parsed = parse(connection, stored)
     people = {change.key for event in parsed.events for change in event.changes}
     routes = site.config.routes_of(stored.source)
-    few = 0 < len(people) <= CONTACTS_TRIED
+    told = sum(len(change.fields) for event in parsed.events for change in event.changes)
+    few = 0 < len(people) <= CONTACTS_TRIED and told <= FIELDS_TRIED
     return {
         "events": [event_shown(one) for one in parsed.events[:EVENTS_SHOWN]],
         "more_events": max(0, len(parsed.events) - EVENTS_SHOWN),

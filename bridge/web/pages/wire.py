@@ -54,7 +54,7 @@ def readable(body: bytes, content_type: str) -> Body | None:
     except UnicodeDecodeError:
         return None
     try:
-        return _body(pretty(json.loads(text)), "JSON", body)
+        return _body(pretty(json.loads(text), LONGEST), "JSON", body)
     except (ValueError, RecursionError):
         pass
     if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":

@@ -149,14 +149,26 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def pretty(value: Any) -> str:
-    """Return *value* as indented JSON."""
-    return json.dumps(value, ensure_ascii=False, indent=2)
+def pretty(value: Any, longest: int) -> str:
+    """Return *value* as indented JSON; of what is longer than *longest* characters, a part that is longer, too.
 
+    What lies a thousand lists deep is indented by thousands of blanks in every line: it is not written to its end.
+    """
+    parts, size = [], 0
+    for part in _INDENTED.iterencode(value):
+        parts.append(part)
+        size += len(part)
+        if size > longest:
+            break
+    return "".join(parts)
+
+
+_INDENTED = json.JSONEncoder(ensure_ascii=False, indent=2)
 
 # Characters that show nothing, or turn the text beside them around. Joiners are part of scripts, and of emoji.
+# Half a pair of surrogates is no character at all, and yet JSON can spell it.
 _UNSEEN = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
 
 
@@ -188,7 +200,6 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "ms": milliseconds,
     "number": number,
     "shown": shown,
-    "pretty": pretty,
     "visible": visible,
 }
 GLOBALS: Mapping[str, Any] = {"mark": mark, "when": when, "count": count, "contact_url": contact_url}
