@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from bridge import config as configuration
 from bridge.app import create_app
 from bridge.config import Config, Environment
+from bridge.demo.fakes.server import serve
 from bridge.model import utc_now
 from bridge.store.group_commit import GroupCommit
 from bridge.store.looking import Role, User
@@ -173,24 +172,12 @@ class Template:
             ring=lambda: rings.append(None),
             clock=lambda: utc_now() + ahead[0],
         )
-        server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Quiet)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        try:
-            yield Stage(url, config, store, self.platforms, folder, rings, ahead)
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-            commit.close()
-            store.close()
-
-
-class _Quiet(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log(self, *_args: Any, **_kwargs: Any) -> None:
-        pass
+        with serve(app, port):
+            try:
+                yield Stage(url, config, store, self.platforms, folder, rings, ahead)
+            finally:
+                commit.close()
+                store.close()
 
 
 # --- what happened -------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from bridge.web.cells import cell
 from bridge.web.pages import audit, exporting
 from bridge.web.pages.filters import Address, Within
 from bridge.web.queries import read_form
-from tests.stage import ERASED, FAILED, HOSTILE, USERS, Session, Stage
+from tests.stage import ERASED, FAILED, HOSTILE, USERS, Session, Stage, text_of
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 AN_EMPTY_PAGE: Page[AuditEntry] = Page([], "17", NOON)
@@ -55,12 +55,6 @@ def link(html: str, word: str) -> str:
     )
     assert found, word
     return unescape(found[1])
-
-
-def text_of(html: str) -> str:
-    """Return what a person reads of a page."""
-    inside = html[html.index("<main") : html.index("</main>")]
-    return " ".join(unescape(re.sub(r"<[^>]+>", " ", inside)).split())
 
 
 # --- the list ------------------------------------------------------------------------------------------------

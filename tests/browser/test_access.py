@@ -1,16 +1,11 @@
-"""Signing in with a keyboard, the frame around every page, and what every page keeps to in both themes."""
+"""Signing in with a keyboard, and the frame around every page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.browser.conftest import Visits
 from tests.stage import PASSWORD, Stage
-
-PAGES = ("/", "/audit", "/webhooks", "/contacts", "/failures", "/sources", "/targets", "/playground", "/account")
 
 
 def test_one_signs_in_with_the_keyboard_alone_and_out_again(stage: Stage, visit: Visits) -> None:
@@ -47,20 +42,6 @@ def test_keys_are_told_and_help_goes_away(stage: Stage, visit: Visits) -> None:
     expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
     page.keyboard.press("/")
     expect(page.locator("input[type=search]")).to_be_focused()
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_every_page_keeps_to_what_people_need(
-    stage: Stage, visit: Visits, axe: Callable[[Page], None], width: int, dark: bool
-) -> None:
-    page = visit(stage, "/sign-in", role=None, width=width, dark=dark)
-    axe(page)
-    page = visit(stage, "/account", width=width, dark=dark)
-    for path in PAGES:
-        page.goto(stage.url + path)
-        axe(page)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is wider than {width}"
 
 
 def test_the_menu_folds_on_a_narrow_screen_and_opens_on_demand(stage: Stage, visit: Visits) -> None:

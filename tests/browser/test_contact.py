@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from bridge.lanes import process_lane
 from bridge.model import Contact, RecordKey, Version, utc_now
 from bridge.store.protocol import Decision
 from tests.browser.conftest import Visits
-from tests.stage import AMBIGUOUS, FAILED, HOSTILE, Stage, source_id
+from tests.stage import FAILED, Stage, source_id
 
 FAILED_AT = f"/contacts/shop/{source_id(FAILED)}"
-
-
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_contacts_keep_nobody_out(
-    visit: Visits, axe: Callable[[Page], None], stage: Stage, width: int, *, dark: bool
-) -> None:
-    page = visit(stage, FAILED_AT, width=width, dark=dark)
-    page.evaluate("document.querySelectorAll('main details').forEach((one) => { one.open = true; })")
-    axe(page)
-    page.goto(f"{stage.url}/actions/contacts/retry?source=shop&source_id={source_id(AMBIGUOUS)}")
-    axe(page)
-    for path in ("/contacts", FAILED_AT, f"/contacts/shop/{source_id(HOSTILE)}", "/contacts/shop/nobody"):
-        page.goto(stage.url + path)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_contact_is_found_while_typing_and_its_exact_id_opens_it(visit: Visits, stage: Stage) -> None:

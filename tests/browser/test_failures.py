@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from playwright.sync_api import expect
 
-import pytest
-from playwright.sync_api import Page, expect
-
-from bridge.model import utc_now
 from tests.browser.conftest import Visits
 from tests.stage import Stage
-
-
-@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
-def test_failed_deliveries_keep_nobody_out(
-    visit: Visits, axe: Callable[[Page], None], own_stage: Stage, width: int, *, dark: bool
-) -> None:
-    own_stage.store.pause("sms", "moving", "ada", utc_now())
-    page = visit(own_stage, "/failures/retry", width=width, dark=dark)
-    axe(page)
-    page.get_by_role("button", name="Retry 3 deliveries").click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Retry 1")
-    axe(page)
-    for path in ("/failures", "/failures/retry", "/retries/1", "/retries/1/cancel"):
-        page.goto(own_stage.url + path)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_retry_is_watched_live_to_its_result(visit: Visits, own_stage: Stage) -> None:

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from bridge.model import utc_now
 from tests.browser.conftest import Visits
 from tests.stage import Stage
-
-
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_they_keep_nobody_out(
-    visit: Visits, axe: Callable[[Page], None], stage: Stage, width: int, *, dark: bool
-) -> None:
-    page = visit(stage, "/", width=width, dark=dark, role="operator")
-    for path in ("/", "/sources", "/sources/shop/sample"):
-        page.goto(stage.url + path)
-        page.evaluate("document.querySelectorAll('main details').forEach((one) => { one.open = true; })")
-        axe(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
 
 
 def test_the_overview_renews_itself_and_says_when_it_cannot(visit: Visits, own_stage: Stage) -> None:

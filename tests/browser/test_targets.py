@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.browser.conftest import Visits
 from tests.stage import Stage
-
-
-@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
-def test_they_keep_nobody_out(
-    visit: Visits, axe: Callable[[Page], None], stage: Stage, width: int, *, dark: bool
-) -> None:
-    page = visit(stage, "/targets", width=width, dark=dark, role="operator")
-    for path in ("/targets", "/targets/marketing/pause", "/targets/register/resume"):
-        page.goto(stage.url + path)
-        axe(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
 
 
 def test_a_target_is_paused_and_resumed_with_keys_alone(visit: Visits, own_stage: Stage) -> None:
