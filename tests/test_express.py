@@ -243,6 +243,7 @@ def test_a_plain_request_is_read_as_gunicorn_reads_it(data: bytes) -> None:
         webhook().replace(b"/hooks/shop", b"/hooks/shop/token"),
         webhook().replace(b"/hooks/shop", b"/hooks/sh%6fp"),
         webhook().replace(b"/hooks/shop", b"http://x/hooks/shop"),
+        webhook().replace(b"/hooks/shop", b"/hooks/shop?" + b"a" * 1100),
         webhook() + b"P",
         webhook()[:-1],
         webhook(b"{}", b"Content-Length: 2"),

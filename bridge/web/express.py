@@ -202,9 +202,10 @@ def read_plain(data: bytes, paths: Collection[bytes]) -> tuple[str, dict[str, st
     """Return target, headers and body when *data* is one whole, plain request to one of *paths*, and no more."""
     if not data.startswith(b"POST "):
         return None
-    target = data[5 : data.find(b" ", 5, TARGET_BYTES)]
+    blank = data.find(b" ", 5, TARGET_BYTES)
+    target = data[5:blank]
     end = data.find(b"\r\n\r\n")
-    if end < 0 or target.partition(b"?")[0] not in paths or not _PLAIN.fullmatch(data, 0, end):
+    if blank < 0 or end < 0 or target.partition(b"?")[0] not in paths or not _PLAIN.fullmatch(data, 0, end):
         return None
     _, *lines = data[:end].decode("latin-1").split("\r\n")
     headers: dict[str, str] = {}
