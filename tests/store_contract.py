@@ -751,7 +751,7 @@ class StoreContract:
         [entry] = facts(store, kind="replay")
         assert (entry.source, entry.source_id) == ("crm", "1")
         assert "ann" in entry.reason
-        commit(store, want(), decided=work.keys)
+        commit(store, replace(want(), again=True), decided=work.keys)
         assert store.work("crm", NOW, 10).keys == []
 
     def test_a_replay_of_many_is_narrowed_by_their_deliveries(self, store: Store) -> None:

@@ -32,7 +32,7 @@ from bridge.model import (
     Version,
 )
 from bridge.store.looking import LATENCY_BOUNDS_MS, Activity, Bulk, BulkState, Hit, Role, User
-from bridge.store.protocol import Attempt, Filter, InboundResult, Store
+from bridge.store.protocol import Attempt, Filter, InboundResult, Rules, Ruling, Store
 from tests.store_contract import (
     JANE,
     JOHN,
@@ -624,6 +624,38 @@ class LookingContract:
             ("mail", keys[1]): State.PENDING,
             ("sms", keys[1]): State.PENDING,
         }
+
+    def test_what_is_asked_for_while_others_are_decided_is_decided_once_more(self, store: Store) -> None:
+        keys = fail_all(store, 2)
+        bulk_id = store.start_bulk(Filter(), "all", "ann", NOW)
+        commit(store, *(want(key) for key in keys), decided=keys)  # begun before anybody asked
+        assert found_bulk(store, bulk_id).undecided == 2
+        assert store.work("crm", NOW, 10).replays == set(keys)
+        commit(store, *(replace(want(key), again=True) for key in keys), decided=keys)
+        assert found_bulk(store, bulk_id).states == {"pending": 2}
+        assert store.work("crm", NOW, 10).keys == []
+
+    def test_calling_off_one_retry_leaves_another_of_the_same_contact_alone(self, store: Store) -> None:
+        [key] = fail_all(store, 1)
+        commit(store, want(key, "sms"))
+        fail(store, deliver_lane("sms", slot_of(key) % 2), Permanent("No.", status=422), NOW)
+        to_mail = store.start_bulk(Filter(target="mail"), "target mail", "ann", NOW)
+        to_sms = store.start_bulk(Filter(target="sms"), "target sms", "bob", NOW)
+        store.cancel_bulk(to_mail, "ann", NOW)
+        commit(store, *(replace(want(key, one), again=True) for one in ("mail", "sms")), decided=[key])
+        assert {one.target: one.state for one in store.deliveries_of(key)} == {
+            "mail": State.FAILED,
+            "sms": State.PENDING,
+        }
+        assert found_bulk(store, to_sms).states == {"pending": 1}
+
+    def test_a_retry_ends_where_a_route_is_no_more(self, store: Store) -> None:
+        store.put_in_force(Ruling(Rules({("crm", "mail"): "a"}, {})), NOW)
+        fail_all(store, 2)
+        bulk_id = store.start_bulk(Filter(), "all", "ann", NOW)
+        store.put_in_force(Ruling(Rules({}, {}), gone=[("crm", "mail")]), NOW + MINUTE)
+        ended = found_bulk(store, bulk_id)
+        assert (ended.state, ended.undecided, ended.states) == (BulkState.DONE, 0, {"waiting": 2})
 
     def test_what_one_retry_has_in_hand_is_left_to_it(self, store: Store) -> None:
         fail_all(store, 2)

@@ -118,7 +118,8 @@ class Decision:
     results: Sequence[InboundResult] = ()
     audit: Sequence[AuditEntry] = ()
     erased: Collection[RecordKey] = ()  # delete every payload that speaks of these
-    # No longer marked for a replay, and no longer due to be read unless saved with a later moment in *contacts*.
+    # No longer marked for a replay, unless one was asked for that their wants know nothing of (`Want.again`); and
+    # no longer due to be read unless saved with a later moment in *contacts*.
     decided: Collection[RecordKey] = ()
     account: str | None = None  # remember it as the source's, if none is remembered yet
 

@@ -219,16 +219,23 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
     add_facts(db, salt, [*decision.audit, *unchanged])
     totals.count(db, _announced(decision.wants, now))
     _erase(db, decision, lanes, now)
+    unasked = {want.key for want in decision.wants if not want.again}
     for key in decision.decided:
-        # What was due to be read and was not (it is deleted, or nothing can be read) must not stay due for ever.
-        db.execute(
-            "UPDATE contact SET replay_at = NULL, asked = 0, read_due = CASE WHEN read_due > ? THEN read_due END"
-            " WHERE source = ? AND source_id = ?",
-            (moment, key.source, key.source_id),
-        )
-        retries.decided(db, key)
+        asked_late = key in unasked
+        left = db.execute(_DECIDED, (moment, asked_late, asked_late, key.source, key.source_id)).fetchone()
+        if left is not None and not left["asked"]:
+            retries.decided(db, key)
     _note_source(db, ticket.lane.removeprefix("process:"), decision.account)
     return due
+
+
+# What was due to be read and was not (it is deleted, or nothing can be read) must not stay due for ever. What
+# somebody asked for while it was being decided without that stays to be decided.
+_DECIDED = (
+    "UPDATE contact SET read_due = CASE WHEN read_due > ? THEN read_due END,"
+    " replay_at = CASE WHEN asked AND ? THEN replay_at END, asked = asked * ?"
+    " WHERE source = ? AND source_id = ? RETURNING asked"
+)
 
 
 def _sooner(due: Due, lane: str, moment: datetime) -> None:

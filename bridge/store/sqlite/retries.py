@@ -162,8 +162,9 @@ def put_back_some(db: Database, bulk_id: int, lanes: LaneCounts, now: datetime, 
         _let_go(db, bulk_id, current.state.value, [row["id"]])
         save_delivery(db, current, lanes)
     undecided = db.execute(_UNDECIDED, (bulk_id, limit - len(rows))).fetchall()
-    # Nobody asks for these any more. They stay to be decided: the rules may have changed meanwhile.
-    db.execute(_UNMARK, (to_json([row["id"] for row in undecided if row["marked"]]),))
+    # Nobody asks for these any more, unless another retry does for another target of theirs. They stay to be
+    # decided: the rules may have changed meanwhile.
+    db.execute(_UNMARK, (to_json([row["id"] for row in undecided if row["marked"]]), bulk_id))
     for state in sorted({row["state"] for row in undecided}):
         _let_go(db, bulk_id, state, [row["id"] for row in undecided if row["state"] == state])
     return len(rows) + len(undecided)
@@ -183,6 +184,8 @@ _UNMARK = """
 UPDATE contact SET asked = 0 WHERE asked = 2 AND id IN (
   SELECT c.id FROM json_each(?) i CROSS JOIN delivery d ON d.id = i.value
   CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id)
+AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.source = contact.source AND d.source_id = contact.source_id
+  AND d.bulk_open AND d.bulk_id != ?)
 """
 
 

@@ -60,6 +60,7 @@ def apply(db: Database, asked: Ruling, ids: range, now: datetime) -> None:
         _let_go(db, pair, _QUEUED, CHANGED, ids, now)
     for pair in asked.gone:
         _let_go(db, pair, _UNFINISHED, gone_reason(pair), ids, now)
+        db.execute(_END_RETRIES, (ids.start, ids.stop, *pair))
         db.execute(_FORGET_ERASED, (ids.start, ids.stop, *pair))
 
 
@@ -96,6 +97,10 @@ _LET_GO = (
     " revision = revision + (desired IS NOT NULL), due_at = NULL, attempts = 0, error = NULL, status = NULL,"
     " wanted_at = NULL WHERE id >= ? AND id < ? AND +source = ? AND +target = ?"
     " AND +state IN (SELECT value FROM json_each(?))"
+)
+# Nobody decides these again, so no retry waits for that.
+_END_RETRIES = (
+    "UPDATE delivery SET bulk_open = 0 WHERE id >= ? AND id < ? AND +source = ? AND +target = ? AND bulk_open"
 )
 # What an erased person's contact could be found by is kept only as long as it is searched for.
 _FORGET_ERASED = (
