@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -15,7 +17,7 @@ from bridge.model import AuditEntry, utc_now
 from bridge.store.looking import Role, User
 from bridge.store.protocol import Filter
 from bridge.web.guard import Throttle, neighbourhood
-from bridge.web.pages import access
+from bridge.web.pages import access, exporting
 from bridge.web.pages.access import login_path
 from bridge.web.pages.calls import calls_of
 from bridge.web.pages.words import pretty
@@ -130,3 +132,30 @@ def test_a_number_of_thousands_of_digits_is_a_problem_in_the_rules(stage: Stage)
         answer = session.submit("/playground", source="shop", payload="{}", rules="a = " + "9" * 5000)
     assert answer.status_code == 200
     assert "1 problem in the rules" in answer.text
+
+
+# --- holding it up -------------------------------------------------------------------------------------------
+
+
+def test_exports_leave_threads_for_others(own_stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object) -> Iterator[AuditEntry]:
+        begun.release()
+        assert go_on.wait(10)
+        yield AuditEntry(utc_now(), "export", "exported")
+
+    monkeypatch.setattr(exporting, "entries_of", slow)
+    with own_stage.session(Role.VIEWER) as session, ThreadPoolExecutor(exporting.AT_ONCE) as threads:
+
+        def export() -> int:
+            return session.submit("/audit/export", format="csv").status_code
+
+        held = [threads.submit(export) for _ in range(exporting.AT_ONCE)]
+        try:
+            assert all(begun.acquire(timeout=10) for _ in held)
+            assert export() == 503
+        finally:
+            go_on.set()
+        assert [one.result() for one in held] == [200] * exporting.AT_ONCE
+        assert export() == 200

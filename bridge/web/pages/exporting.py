@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
@@ -26,6 +27,7 @@ from bridge.web.queries import Input, read_form
 
 PAGE = 500  # entries read at once
 MOST = 100_000  # entries of one file
+AT_ONCE = 4  # files in one process: each holds a thread while it is sent, and pages need some, too
 LONGEST_S = 20.0  # spent on one file: the server ends what takes longer than 30 s
 CHUNK = 32 * 1024  # characters sent at once
 BARS = 60
@@ -38,6 +40,7 @@ COLUMNS = (
 DETAIL = "detail"  # what went over the wire: personal
 
 FOR_ADMINS = "What went over the wire is personal, so only the role admin may export it. Nothing was exported."
+BUSY = "Others are exporting right now. Nothing was exported; please try again in a moment."
 CUT = (
     "This file ends here because it is as long as a file may be. For what is older, export again with the time "
     "before {before}."
@@ -133,6 +136,7 @@ def in_chunks(lines: Iterable[str]) -> Iterator[str]:
 
 def blueprint(site: Site) -> Blueprint:
     pages = Blueprint("exporting", __name__)
+    turns = threading.BoundedSemaphore(AT_ONCE)
 
     @pages.get("/audit/export")
     def ask() -> ResponseReturnValue:
@@ -156,6 +160,17 @@ def blueprint(site: Site) -> Blueprint:
         user = current_user()
         if form.detail and (user is None or not may(user, Role.ADMIN)):
             raise HttpProblem(403, FOR_ADMINS)
+        if not turns.acquire(blocking=False):
+            raise HttpProblem(503, BUSY, headers={"Retry-After": "10"})
+        try:
+            answer = exported(query, address, form)
+        except BaseException:
+            turns.release()
+            raise
+        answer.call_on_close(turns.release)
+        return answer
+
+    def exported(query: Narrowed, address: Address, form: ExportForm) -> Response:
         now = site.clock()
         period = query.period(now, DEFAULT)
         # What was looked for may be a name or an address: the log says only that something was.
