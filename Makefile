@@ -35,7 +35,7 @@ bench: .venv/dev  ## measure, and print ratios
 	@$(BIN)/python -m bench $(ARGS)
 
 screenshots: .venv/dev  ## take the pictures in docs/images from the demo (needs Chromium)
-	@$(BIN)/python docs/screenshots.py
+	@PYTHONPATH=. $(BIN)/python docs/screenshots.py
 
 # The locks name no index host, so that they work behind any mirror.
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

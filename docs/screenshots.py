@@ -50,7 +50,7 @@ def pages(stage: Stage) -> dict[str, str]:
     newest = stage.api("GET", "/inbound?source=shop&limit=1")["items"][0]
     return {
         "overview": "/",
-        "audit": "/audit",
+        "audit": "/audit?within=1h&kind=delivery",
         "webhooks": "/webhooks",
         "webhook": f"/webhooks/{newest['id']}",
         "contacts": "/contacts",
