@@ -105,11 +105,11 @@ def test_its_links_lead_somewhere(stage: Stage) -> None:
             session.page(href.replace("&amp;", "&"))
 
 
-def test_the_calls_saved_are_said_in_numbers(stage: Stage) -> None:
+def test_the_pushes_saved_are_said_in_numbers(stage: Stage) -> None:
     with stage.session("viewer") as session:
         said = text_of(session.page("/"))
     found = re.search(
-        r"(\d+) calls were saved by convergence: (\d+) changes were to reach targets, and (\d+)", said
+        r"(\d+) pushes were saved by convergence: (\d+) changes were to reach targets, and (\d+)", said
     )
     assert found
     saved, changes, pushes = (int(one) for one in found.groups())

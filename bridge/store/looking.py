@@ -166,7 +166,7 @@ class Role(StrEnum):
 
     VIEWER = "viewer"  # look
     OPERATOR = "operator"  # pause, resume, retry, send samples
-    ADMIN = "admin"  # see payloads of people in exports, and end other people's sessions
+    ADMIN = "admin"  # export what went over the wire, which is personal
 
 
 @dataclass(frozen=True, slots=True)
