@@ -19,7 +19,7 @@ from bridge.store.protocol import Filter
 from bridge.web.guard import Throttle, neighbourhood
 from bridge.web.pages import access, exporting
 from bridge.web.pages.access import login_path
-from bridge.web.pages.calls import calls_of
+from bridge.web.pages.calls import SHORT, calls_of
 from bridge.web.pages.words import pretty
 from tests.platforms import person, signed, webhook
 from tests.stage import SECRET_KEY, USERS, Session, Stage, source_id
@@ -106,8 +106,8 @@ def test_half_a_pair_of_surrogates_is_shown_as_json_spells_it(own_stage: Stage) 
 
 def test_deep_lists_and_very_many_fields_hold_up_no_page(own_stage: Stage) -> None:
     deep = webhook("changed", person(71, name="DEEP"), utc_now())
-    deep = deep.replace(b'"DEEP"', b"[" * 400 + b"1," * 200_000 + b"1" + b"]" * 400)
-    wide = webhook("changed", person(72, **{f"field_{n}": "x" for n in range(20_000)}), utc_now())
+    deep = deep.replace(b'"DEEP"', b"[" * 400 + b"1," * 100_000 + b"1" + b"]" * 400)
+    wide = webhook("changed", person(72, **{f"field_{n}": "x" for n in range(6_000)}), utc_now())
     many, lists = _receive(own_stage, wide), _receive(own_stage, deep)
     own_stage.work()
     with own_stage.session() as session:
@@ -124,6 +124,20 @@ def test_json_is_laid_out_no_further_than_it_is_shown() -> None:
     (call,) = calls_of(AuditEntry(utc_now(), "delivery", "updated", detail={"exchanges": [exchange]}), None)
     assert call.answer
     assert call.answer.text == deep
+    assert not call.answer.cut
+
+
+def test_a_list_lays_out_the_beginning_of_a_long_answer_only() -> None:
+    answer = json.dumps({"data": list(range(10_000))})
+    exchange = {"method": "GET", "url": "/", "status": 200, "duration_ms": 1, "response_body": answer}
+    attempt = AuditEntry(utc_now(), "delivery", "updated", detail={"exchanges": [exchange] * 10})
+    started = time.monotonic()
+    found = [call for _ in range(25) for call in calls_of(attempt)]  # as many as a page shows
+    assert time.monotonic() - started < SOON_S
+    assert all(call.answer and call.answer.cut and len(call.answer.text) == SHORT for call in found)
+
+
+def test_json_is_laid_out_as_json_is() -> None:
     assert pretty({"a": [1, None]}, 100) == json.dumps({"a": [1, None]}, indent=2)
 
 

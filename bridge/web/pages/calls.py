@@ -20,14 +20,10 @@ NONE_KEPT = "No call was made, or its contents were pruned since."
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What was sent or answered. *length* is that of the whole text, in characters."""
+    """What was sent or answered. *cut*: it goes on."""
 
     text: str
-    length: int
-
-    @property
-    def cut(self) -> bool:
-        return len(self.text) < self.length
+    cut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +73,18 @@ def _call(kept: Mapping[str, Any], longest: int | None) -> Call:
 def _body(kept: str, longest: int | None) -> Body | None:
     if not kept:
         return None
-    text = _pretty(kept)
-    return Body(text[:longest], len(text))
+    text = _pretty(kept, longest)
+    return Body(text[:longest], cut=longest is not None and len(text) > longest)
 
 
-def _pretty(text: str) -> str:
-    """Return JSON indented, and anything else as it is: forms, XML, and what was cut or would be all blanks."""
-    longest = MOST_GROWTH * len(text) + 1000
+def _pretty(text: str, longest: int | None) -> str:
+    """Return JSON indented, as far as it is shown, and anything else as it is.
+
+    That is forms, XML, what was cut in the middle, and what would be nearly all blanks.
+    """
+    most = MOST_GROWTH * len(text) + 1000
     try:
-        laid_out = pretty(json.loads(text), longest)
+        laid_out = pretty(json.loads(text), most if longest is None else min(longest, most))
     except (ValueError, RecursionError):
         return text
-    return laid_out if len(laid_out) <= longest else text
+    return laid_out if len(laid_out) <= most else text
