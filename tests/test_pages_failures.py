@@ -200,7 +200,7 @@ def test_a_retry_can_be_called_off(own_stage: Stage) -> None:
     with own_stage.session(Role.OPERATOR) as session:
         path = start(session)
         asked = text_of(session.page(path + "/cancel"))
-        assert "Of 3 deliveries, 3 were not sent yet. They stay failed" in asked
+        assert "Of 3 deliveries, 3 were not sent yet. They stay as they were" in asked
         text = text_of(session.submit(path + "/cancel").text)
         assert "otto cancelled it. Of 3 deliveries, 2 are failed and 1 is ambiguous." in text
         assert "left as it was" in text

@@ -269,7 +269,8 @@ def test_processing_again_asks_first_and_is_an_entry_of_its_own(own_stage: Stage
         answer = otto.submit(path)
     assert answer.url == f"{own_stage.url}/webhooks/{one.id}"
     assert "It is processed again from its bytes." in answer.text
-    assert "Stored" not in answer.text
+    assert "It is stored; the worker reads it next." in answer.text
+    assert "Spoke of 1 contact." not in answer.text  # that was before
     stored = own_stage.store.inbound(one.id)
     assert stored is not None
     assert stored.outcome is Outcome.ACCEPTED

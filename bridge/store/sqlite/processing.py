@@ -362,6 +362,10 @@ def queue_again(db: Database, inbound_ids: Collection[int]) -> Mapping[int, str]
             "SELECT i.source FROM inbound i JOIN payload p ON p.digest = i.digest WHERE i.id = ?", (inbound_id,)
         ).fetchone()
         if row is not None:
-            db.execute("UPDATE inbound SET outcome = 'accepted' WHERE id = ?", (inbound_id,))
+            # What was said of it last is no longer so, until it is processed.
+            db.execute(
+                "UPDATE inbound SET outcome = 'accepted', reason = '', processed_at = NULL WHERE id = ?",
+                (inbound_id,),
+            )
             queued[inbound_id] = row["source"]
     return queued

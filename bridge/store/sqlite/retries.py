@@ -210,7 +210,7 @@ def end(db: Database, salt: bytes, bulk_id: int, put_back: int, by: str, now: da
         (iso(now), by, bulk_id),
     )
     reason = (
-        f"Called off by {by}: {put_back} {'delivery is' if put_back == 1 else 'deliveries are'} not tried again "
+        f"Cancelled by {by}: {put_back} {'delivery is' if put_back == 1 else 'deliveries are'} not tried again "
         f"({row['what']}); what was being sent already ends as it does."
     )
     add_facts(db, salt, [AuditEntry(now, "replay", "bulk_cancelled", reason)])

@@ -20,6 +20,7 @@ from bridge.web.pages import effort
 from bridge.web.pages.access import actor, needs
 from bridge.web.pages.effort import Effort
 from bridge.web.pages.site import Site, say
+from bridge.web.pages.words import count
 from bridge.web.problem import HttpProblem
 from bridge.web.queries import PauseBody, ResumeBody, read_form
 
@@ -97,7 +98,7 @@ def _item(connection: TargetConnection, seen: Health, status: TargetStatus, queu
         queue=queue,
         quota=_quota(connection, queue, now),
         lanes=connection.lanes,
-        counts={state: count for state, count in counts.items() if count},
+        counts={state: many for state, many in counts.items() if many},
     )
 
 
@@ -138,8 +139,10 @@ def blueprint(site: Site) -> Blueprint:
         site.store.pause(name, reason, actor(), site.clock())
         log.event("target.paused", target=name, by=actor())
         waiting = before.of(State.PENDING, State.RETRYING, State.HELD)
-        wait = "1 delivery waits" if waiting == 1 else f"{waiting:,} deliveries wait"
-        say(f"{name} is paused. {wait} until somebody resumes it; what comes in meanwhile is kept.")
+        wait = (
+            f"{count(waiting, 'delivery waits', 'deliveries wait')} until" if waiting else "Nothing is sent until"
+        )
+        say(f"{name} is paused. {wait} somebody resumes it; what comes in meanwhile is kept.")
         return redirect("/targets", 303)
 
     @pages.get("/targets/<name>/resume")
@@ -161,8 +164,8 @@ def blueprint(site: Site) -> Blueprint:
         site.ring()
         log.event("target.resumed", target=name, by=actor())
         held = before.of(State.HELD)
-        sent = "1 delivery goes out" if held == 1 else f"{held:,} deliveries go out"
-        say(f"{name} is open again; {sent} now, as fast as its quota lets them.")
+        sent = f"{count(held, 'delivery goes out', 'deliveries go out')} now, as its quota allows" if held else ""
+        say(f"{name} is open again; {sent or 'nothing waited for it'}.")
         return redirect("/targets", 303)
 
     return pages
