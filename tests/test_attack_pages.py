@@ -108,7 +108,9 @@ def test_deep_lists_and_very_many_fields_hold_up_no_page(own_stage: Stage) -> No
     deep = webhook("changed", person(71, name="DEEP"), utc_now())
     deep = deep.replace(b'"DEEP"', b"[" * 400 + b"1," * 100_000 + b"1" + b"]" * 400)
     wide = webhook("changed", person(72, **{f"field_{n}": "x" for n in range(6_000)}), utc_now())
+    nested = {f"field_{n}": {"a": [{"b": m} for m in range(100)]} for n in range(500)}
     many, lists = _receive(own_stage, wide), _receive(own_stage, deep)
+    large = _receive(own_stage, webhook("changed", person(73, **nested), utc_now()))
     own_stage.work()
     with own_stage.session() as session:
         for path in (f"/webhooks/{lists}", f"/webhooks/{many}", f"/contacts/shop/{source_id(72)}?all=1"):
@@ -116,6 +118,8 @@ def test_deep_lists_and_very_many_fields_hold_up_no_page(own_stage: Stage) -> No
             html = session.page(path)
             assert time.monotonic() - started < SOON_S, path
             assert len(html) < 8_000_000, path
+        for sent in (many, large):
+            assert "It says too much of 1 contact to work all out here." in session.page(f"/webhooks/{sent}")
 
 
 def test_json_is_laid_out_no_further_than_it_is_shown() -> None:

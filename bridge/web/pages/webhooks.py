@@ -35,6 +35,7 @@ EVENTS_SHOWN = 25
 FIELDS_SHOWN = 100  # of a change
 CONTACTS_TRIED = 10  # whose decisions are worked out
 FIELDS_TRIED = 5_000  # of all of them
+BYTES_TRIED = 256 * 1024  # of a body: it is parsed once more for each of the two ways to decide
 NOT_FOUND = "There is no webhook {}. Perhaps the link is from another installation of bridge."
 
 QUEUED = "It is processed again from its bytes. What came of it stands below in a moment."
@@ -382,7 +383,7 @@ def _read(site: Site, connection: SourceConnection | None, stored: Inbound, now:
     people = {change.key for event in parsed.events for change in event.changes}
     routes = site.config.routes_of(stored.source)
     told = sum(len(change.fields) for event in parsed.events for change in event.changes)
-    few = 0 < len(people) <= CONTACTS_TRIED and told <= FIELDS_TRIED
+    few = 0 < len(people) <= CONTACTS_TRIED and told <= FIELDS_TRIED and len(stored.body) <= BYTES_TRIED
     return {
         "events": [event_shown(one) for one in parsed.events[:EVENTS_SHOWN]],
         "more_events": max(0, len(parsed.events) - EVENTS_SHOWN),
