@@ -38,12 +38,20 @@ def main(named: Sequence[str]) -> None:
         "ingest": ingest,
         "idle": idle_latency,
         "burst": burst,
-        "lists": lambda _, folder: lists.run(folder, lists.SIZES[:-1]),
-        "lists10m": lambda _, folder: lists.run(folder),
+        "lists": up_to_a_million_rows,
+        "lists10m": up_to_ten_million_rows,
     }
     with serve_platforms() as platforms, tempfile.TemporaryDirectory() as folder:
         for name in named or [name for name in parts if name != "lists10m"]:
             parts[name](platforms, Path(folder))
+
+
+def up_to_a_million_rows(_: Platforms, folder: Path) -> None:
+    lists.run(folder, lists.SIZES[:-1])
+
+
+def up_to_ten_million_rows(_: Platforms, folder: Path) -> None:
+    lists.run(folder)
 
 
 # --- ingest -------------------------------------------------------------------------------------------------

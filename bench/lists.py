@@ -1,6 +1,6 @@
 """How lists, searches and overviews answer as history grows: ``python -m bench lists`` or ``lists10m``.
 
-Databases of 10,000, a million and (`lists10m`) ten million audit rows are written in a temporary folder (about 6 GB
+Databases of 10,000, a million and (lists10m) ten million audit rows are written in a temporary folder (about 6 GB
 for a moment) as the first version of bridge would have left them, and then migrated, which is timed as well. Every
 question is asked of all of them in turn.
 """
