@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import requests
@@ -17,12 +18,12 @@ from bridge.model import AuditEntry, utc_now
 from bridge.store.looking import Role, User
 from bridge.store.protocol import Filter
 from bridge.web.guard import Throttle, neighbourhood
-from bridge.web.pages import access, exporting
+from bridge.web.pages import access, exporting, playground
 from bridge.web.pages.access import login_path
 from bridge.web.pages.calls import SHORT, calls_of
 from bridge.web.pages.words import pretty
 from tests.platforms import person, signed, webhook
-from tests.stage import SECRET_KEY, USERS, Session, Stage, source_id
+from tests.stage import SECRET_KEY, USERS, Session, Stage, Template, source_id
 
 # --- getting in ----------------------------------------------------------------------------------------------
 
@@ -177,3 +178,30 @@ def test_exports_leave_threads_for_others(own_stage: Stage, monkeypatch: pytest.
             go_on.set()
         assert [one.result() for one in held] == [200] * exporting.AT_ONCE
         assert export() == 200
+
+
+def test_few_wait_for_a_turn_at_the_playground(
+    template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object) -> playground.Result:
+        begun.release()
+        assert go_on.wait(10)
+        return playground.Result(trouble="It was tried.")
+
+    monkeypatch.setattr(playground, "MOST_WAITING", 0)
+    monkeypatch.setattr(playground, "PATIENCE_S", 30.0)
+    monkeypatch.setattr(playground, "try_out", slow)
+    with (
+        template.copy(tmp_path) as stage,
+        stage.session(Role.VIEWER) as session,
+        ThreadPoolExecutor(playground.AT_ONCE) as threads,
+    ):
+        held = [threads.submit(session.page, "/playground") for _ in range(playground.AT_ONCE)]
+        try:
+            assert all(begun.acquire(timeout=10) for _ in held)
+            assert playground.BUSY in session.page("/playground")
+        finally:
+            go_on.set()
+        assert all("It was tried." in one.result() for one in held)

@@ -36,6 +36,7 @@ LONGEST_RULES = 32 * 1024
 MOST_SIZE = 2_000_000  # characters and entries that all expressions handle together
 MOST_S = 2.0
 AT_ONCE = 2  # tries in one process; others wait a little, and webhooks none at all
+MOST_WAITING = 4  # of them: each holds a thread, and pages need some, too
 PATIENCE_S = 5.0
 RECENT = 8
 MOST_PROBLEMS = 30  # of the rules, on the page
@@ -229,6 +230,7 @@ def _request(site: Site, draft: Draft) -> InboundRequest:
 def blueprint(site: Site) -> Blueprint:
     pages = Blueprint("playground", __name__)
     turns = threading.BoundedSemaphore(AT_ONCE)
+    places = threading.BoundedSemaphore(AT_ONCE + MOST_WAITING)
 
     def show(draft: Draft, result: Result) -> ResponseReturnValue:
         recent = site.store.inbound_page(Filter(source=draft.source), None, RECENT).items
@@ -245,12 +247,17 @@ def blueprint(site: Site) -> Blueprint:
         )
 
     def result_of(draft: Draft) -> Result:
-        if not turns.acquire(timeout=PATIENCE_S):
+        if not places.acquire(blocking=False):
             return Result(trouble=BUSY)
         try:
-            return try_out(site, draft)
+            if not turns.acquire(timeout=PATIENCE_S):
+                return Result(trouble=BUSY)
+            try:
+                return try_out(site, draft)
+            finally:
+                turns.release()
         finally:
-            turns.release()
+            places.release()
 
     @pages.get("/playground")
     def begin() -> ResponseReturnValue:
