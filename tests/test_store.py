@@ -521,6 +521,25 @@ def test_a_retry_that_was_cut_short_is_of_what_it_came_to(
     assert store.work("crm", NOW, 20).replays == frozenset()
 
 
+def test_a_retry_that_is_called_off_while_it_begins_takes_no_more(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.store.sqlite.SLICE", 3)
+    fail_all(store, 10)
+    take_some, slices = retries.take_some, iter(range(4))
+
+    def cancel_after_one(db: Database, bulk_id: int, *given: Any) -> None:
+        take_some(db, bulk_id, *given)
+        if next(slices) == 0:
+            retries.end(db, b"", bulk_id, retries.put_back_some(db, bulk_id, {}, NOW, 3), "bob", NOW)
+
+    monkeypatch.setattr(retries, "take_some", cancel_after_one)
+    store.start_bulk(Filter(), "all", "ann", NOW)
+    [bulk] = store.bulks(NOW)
+    assert (bulk.state, bulk.total, bulk.states, bulk.undecided) == (BulkState.CANCELLED, 3, {"failed": 3}, 0)
+    assert store.work("crm", NOW, 20).replays == frozenset()
+
+
 def test_what_was_there_before_totals_and_terms_were_kept_is_counted_and_found(path: Path) -> None:
     path.parent.mkdir()
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:

@@ -319,8 +319,8 @@ class SqliteStore:
             with self._file.writing() as db:
                 some = retries.put_back_some(db, bulk_id, self._lanes, now, SLICE)
                 put_back += some
-        with self._file.writing() as db:
-            retries.end(db, salt, bulk_id, put_back, by, now)
+                if some < SLICE:
+                    retries.end(db, salt, bulk_id, put_back, by, now)
         return True
 
     def bulk(self, bulk_id: int, now: datetime) -> Bulk | None:

@@ -87,9 +87,9 @@ def begin(db: Database, salt: bytes, narrowed: Filter, what: str, count: int, by
 
 
 def take_some(db: Database, bulk_id: int, ids: Sequence[int], now: datetime) -> None:
-    """Take those deliveries of *ids* in hand that still need it."""
+    """Take those deliveries of *ids* in hand that still need it; none if the retry was called off meanwhile."""
     chosen = to_json(list(ids))
-    taken = db.execute(_TAKE, (bulk_id, chosen)).rowcount
+    taken = db.execute(_TAKE, (bulk_id, chosen, bulk_id)).rowcount
     db.execute(_MARK, (iso(now), chosen, bulk_id))
     db.execute(_CLAIM, (bulk_id, chosen, bulk_id))
     db.execute("UPDATE bulk SET total = total + ? WHERE id = ?", (taken, bulk_id))
@@ -106,6 +106,7 @@ SELECT d.id, ?, d.state, d.reason, d.error, d.status, d.attempts, d.revision, NO
 FROM json_each(?) i CROSS JOIN delivery d ON d.id = i.value
 CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id
 WHERE d.state IN ('failed', 'ambiguous') AND d.bulk_id IS NULL
+  AND NOT (SELECT b.cancelled FROM bulk b WHERE b.id = ?)
 """
 _MARK = """
 UPDATE contact SET replay_at = coalesce(replay_at, ?), asked = 2 WHERE NOT asked AND id IN (
