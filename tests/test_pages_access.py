@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 import requests
 
+from bridge.errors import StoreUnavailable
 from bridge.model import utc_now
 from bridge.store.looking import Role
 from bridge.store.protocol import Filter
@@ -200,3 +201,30 @@ def test_a_password_is_neither_too_short_nor_too_long() -> None:
     for wrong in ("x" * 11, "x" * 257):
         with pytest.raises(ValueError, match="12 to 256"):
             hashed(wrong)
+
+
+def test_with_a_full_disk_one_can_still_look_and_hears_what_cannot_be_done(
+    own_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StoreUnavailable("The disk is full.")
+
+    with own_stage.session() as session:
+        for verb in ("seen", "pause", "note"):
+            monkeypatch.setattr(own_stage.store, verb, full)
+        for path in PAGES:
+            session.page(path)
+        answer = session.submit("/targets/sms/pause", reason="moving")
+        assert answer.status_code == 503
+        assert "Nothing was changed" in answer.text
+
+
+def test_without_a_database_every_page_says_so(own_stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with own_stage.session() as session:
+
+        def gone(*_: object, **__: object) -> None:
+            raise StoreUnavailable("The database is gone.")
+
+        monkeypatch.setattr(own_stage.store, "user", gone)
+        for path in PAGES:
+            assert "The database cannot be used now" in session.page(path, 503)

@@ -10,6 +10,7 @@ import hmac
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import wraps
 from typing import ParamSpec
@@ -20,6 +21,7 @@ from flask.typing import ResponseReturnValue
 from itsdangerous import BadData, URLSafeSerializer
 from werkzeug.security import check_password_hash, generate_password_hash
 
+from bridge.errors import StoreUnavailable
 from bridge.model import AuditEntry
 from bridge.store.looking import Role, User
 from bridge.store.protocol import Store
@@ -119,7 +121,8 @@ class Gate:
         user = current_user()
         if user is None:
             return self._to_sign_in()
-        self._site.store.seen(user.name, self._site.clock())
+        with suppress(StoreUnavailable):  # a full disk keeps nobody from looking
+            self._site.store.seen(user.name, self._site.clock())
         return None
 
     def _to_sign_in(self) -> Response:
