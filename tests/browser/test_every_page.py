@@ -15,7 +15,7 @@ from tests.stage import AMBIGUOUS, ERASED, FAILED, HOSTILE, PRUNED, Stage, Templ
 
 FAILED_AT = f"/contacts/shop/{source_id(FAILED)}"
 GROUPS = {
-    "overview": ("/", "/account", "/sources", "/sources/shop/sample"),
+    "overview": ("/", "/account", "/sources", "/sources/shop/sample", "/nobody-is-here"),
     "audit": (
         "/audit?within=all",
         "/audit?target=sms&outcome=created",
@@ -72,10 +72,12 @@ def test_a_page_keeps_nobody_out(visit: Visits, axe: Callable[[Page], None], bus
 
 def test_signing_in_keeps_nobody_out(visit: Visits, axe: Callable[[Page], None], stage: Stage) -> None:
     page = visit(stage, "/sign-in", role=None)
-    for width, theme in SCREENS:
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
-        axe(page)
+    for path in ("/sign-in", "/sign-in/link/a-token"):
+        page.goto(stage.url + path)
+        for width, theme in SCREENS:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
+            axe(page)
 
 
 def newest_webhook(stage: Stage, number: int) -> int:
