@@ -133,7 +133,7 @@ def show(config_path: Path | None, json_wanted: bool) -> None:
 @click.argument("name")
 @click.option("--password-file", type=click.File(), help="Read the password from here ('-': standard input).")
 def password(config_path: Path | None, name: str, password_file: TextIO | None) -> None:
-    """Set a new password, and end every session of that person."""
+    """Set a new password, and end every session and unused link of that person."""
     with options.opened(config_path) as opened:
         known = _known(opened, name)
         opened.store.save_user(replace(known, password_hash=_hashed(password_file)), utc_now())
@@ -159,7 +159,7 @@ def role(config_path: Path | None, name: str, role_name: str) -> None:
 @options.config
 @click.argument("name")
 def sign_out(config_path: Path | None, name: str) -> None:
-    """End every session of somebody, at once."""
+    """End every session and unused link of somebody, at once."""
     with options.opened(config_path) as opened:
         opened.store.end_sessions(_known(opened, name).name)
         opened.store.note([_fact(f"{name} was signed out everywhere on the command line.")])

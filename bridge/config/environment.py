@@ -25,7 +25,14 @@ class Environment:
         repr=False,
         metadata={"name": "DATABASE_URL", "help": "sqlite:///path; a path with four slashes is absolute"},
     )
-    secret_key: str = field(default="", repr=False, metadata={"name": "SECRET_KEY", "help": "signs sessions, login links and URL tokens; unset: nobody can sign in"})
+    secret_key: str = field(
+        default="",
+        repr=False,
+        metadata={
+            "name": "SECRET_KEY",
+            "help": "signs sessions, login links and URL tokens; unset: nobody can sign in",
+        },
+    )
     api_token: str = field(
         default="",
         repr=False,
