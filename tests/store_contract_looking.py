@@ -31,7 +31,7 @@ from bridge.model import (
     State,
     Version,
 )
-from bridge.store.looking import LATENCY_BOUNDS_MS, Activity, Bulk, BulkState, Hit, Role, User
+from bridge.store.looking import LATENCY_BOUNDS_MS, Activity, Bar, Bulk, BulkState, Hit, Role, User
 from bridge.store.protocol import Attempt, Filter, InboundResult, Rules, Ruling, Store
 from tests.store_contract import (
     JANE,
@@ -511,6 +511,22 @@ class LookingContract:
         assert (sms.oldest_wanted_at, sms.next_due_at) == (NOW, None)
         assert store.queues(NOW + 2 * MINUTE)[0].closed_until is None
         assert store.queues(NOW + 2 * MINUTE)[0].tokens == 10.0
+
+    # --- webhooks heard ----------------------------------------------------------------------------------
+
+    def test_every_webhook_of_a_source_is_heard_once_whatever_becomes_of_it(self, store: Store) -> None:
+        store.receive([inbound("a"), inbound("b", outcome=Outcome.UNREADABLE), inbound("c", source="shop")])
+        store.receive([inbound("a"), inbound("d", received_at=NOW - HOUR)])  # the first one comes again
+        full = NOW.replace(minute=0, second=0, microsecond=0)
+        bars = store.heard("crm", full - 2 * HOUR, full + HOUR)
+        assert [(bar.at, dict(bar.counts)) for bar in bars] == [
+            (full - 2 * HOUR, {}),
+            (full - HOUR, {"heard": 1}),
+            (full, {"heard": 2}),
+        ]
+        assert store.heard("other", full, full + HOUR) == [Bar(full, {})]
+        # They are no entries of the audit log, and nothing counts them as such.
+        assert [kind for kind, _ in store.facets(Filter()).values["kind"]] == ["inbound"]
 
     # --- failures and bulk retries -----------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.model import AuditEntry, State, utc_now
+from bridge.model import State, utc_now
 from bridge.store.looking import Activity, Bar, User
-from bridge.store.protocol import Health
+from bridge.store.protocol import Health, NewInbound
 from bridge.store.sqlite import SqliteStore
 from bridge.web.health import Check
 from bridge.web.pages.overview import Attempts, attempts, figures, needs_of, savings
@@ -165,11 +165,9 @@ def test_at_the_first_run_it_leads(template: Template, tmp_path: Path) -> None:
 
 def test_a_source_that_falls_silent_is_said_to_be_quiet(own_stage: Stage) -> None:
     began = utc_now() - timedelta(days=3)
-    heard = [
-        AuditEntry(began + timedelta(minutes=5 * number), "inbound", "processed", source="shop")
-        for number in range(3 * 24 * 12)
-    ]
-    own_stage.store.note(heard)
+    moments = [began + timedelta(minutes=5 * number) for number in range(3 * 24 * 12)]
+    url = f"{own_stage.url}/hooks/shop"
+    own_stage.store.receive([NewInbound("shop", at, "POST", url, {}, b"{}", (f"steady {at}",)) for at in moments])
     with own_stage.session("viewer") as session:
         assert "as usual" in text_of(session.page("/"))
         own_stage.ahead[0] = timedelta(hours=3)

@@ -551,6 +551,11 @@ def test_what_was_there_before_totals_and_terms_were_kept_is_counted_and_found(p
             " VALUES ('crm', '1', ?, '', 0, ?)",
             (json.dumps(known), iso(NOW)),
         )
+        connection.execute(
+            "INSERT INTO inbound (source, received_at, method, url, headers, digest, outcome, reason, events,"
+            " secret_index) VALUES ('crm', ?, 'POST', '/hooks/crm', '{}', x'00', 'processed', '', 1, 0)",
+            (iso(NOW - timedelta(days=9)),),
+        )
         entries = [
             ("contact", "changed", None, None, None, None, None, NOW - timedelta(days=9)),
             ("delivery", "updated", "mail", 1, 200, None, 70, NOW),
@@ -566,12 +571,13 @@ def test_what_was_there_before_totals_and_terms_were_kept_is_counted_and_found(p
         assert "0002_looking" in store.migrate()
         assert [one.key for one in store.contact_page(Filter(q="smith@ac"), None, 5).items] == [JANE]
         assert set(store.totals()) == {
+            Activity("heard", "heard", 1, "crm"),
             Activity("contact", "changed", 1, "crm"),
             Activity("delivery", "updated", 1, "crm", "mail", None, 200, calls=1, duration_ms=70),
             Activity("delivery", "unavailable", 1, "crm", "mail", "unavailable", 503, calls=1, duration_ms=80),
         }
         assert len(store.activity(NOW - MINUTE, NOW + MINUTE)) == 2
-        assert len(store.activity(NOW - timedelta(days=10), NOW + MINUTE)) == 3
+        assert len(store.activity(NOW - timedelta(days=10), NOW + MINUTE)) == 4
         [latency] = store.latencies()
         assert (latency.counts[100], latency.total_ms) == (2, 150)
         assert [one for one in store.queues(NOW) if one.target == "mail"] == [

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Activity:
     """How often something happened within a span of time: one row of the running totals.
 
-    *kind* and *outcome* are those of audit entries. Of the kind ``announced`` there are no entries: it counts the
-    changes that were to reach a target, so that ``announced`` less the attempts are the calls that were saved.
+    *kind* and *outcome* are those of audit entries. Of two kinds there are no entries: ``announced`` counts the
+    changes that were to reach a target, so that ``announced`` less the attempts are the pushes that were saved;
+    ``heard`` counts the webhooks of a source.
     """
 
     kind: str
@@ -195,6 +196,10 @@ class Looking(Protocol):
 
         Minutes are known of the last two days; of what is older, hours.
         """
+        ...
+
+    def heard(self, source: str, since: datetime, until: datetime) -> Sequence[Bar]:
+        """Return how many webhooks of *source* came in each hour (``heard``), whatever became of them."""
         ...
 
     def facets(self, narrowed: Filter) -> Facets:

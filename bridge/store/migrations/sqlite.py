@@ -453,16 +453,18 @@ END;
 """
 
 _NO_NULLS = "coalesce(source, ''), coalesce(target, ''), coalesce(error, ''), coalesce(status, 0)"
-_BUCKET = "CAST(strftime('%s', at) AS INTEGER) / {step} * {step}"
+_BUCKET = "CAST(strftime('%s', {}) AS INTEGER) / {step} * {step}"
 # How many calls an attempt of the past made is not known any more: one is counted for each.
 _SUMS = "count(*), count(attempt), coalesce(sum(duration_ms), 0)"
 
 _TOTALS_SO_FAR = (
-    f"INSERT INTO activity SELECT 3600, {_BUCKET.format(step=3600)} AS bucket, kind, outcome, {_NO_NULLS}, {_SUMS}"  # noqa: S608
+    f"INSERT INTO activity SELECT 3600, {_BUCKET.format('at', step=3600)}, kind, outcome, {_NO_NULLS}, {_SUMS}"  # noqa: S608
     " FROM audit GROUP BY 2, 3, 4, 5, 6, 7, 8",
-    f"INSERT INTO activity SELECT 60, {_BUCKET.format(step=60)} AS bucket, kind, outcome, {_NO_NULLS}, {_SUMS}"  # noqa: S608
+    f"INSERT INTO activity SELECT 60, {_BUCKET.format('at', step=60)}, kind, outcome, {_NO_NULLS}, {_SUMS}"  # noqa: S608
     " FROM audit WHERE at >= (SELECT strftime('%Y-%m-%dT%H:%M:00', max(at), '-3 days') FROM audit)"
     " GROUP BY 2, 3, 4, 5, 6, 7, 8",
+    f"INSERT INTO activity SELECT 3600, {_BUCKET.format('received_at', step=3600)}, 'heard', 'heard', source, '',"  # noqa: S608
+    " '', 0, count(*), 0, 0 FROM inbound GROUP BY 2, 5",
     "INSERT INTO activity SELECT 0, 0, kind, outcome, source, target, error, status, sum(n), sum(calls),"
     " sum(duration_ms) FROM activity WHERE step = 3600 GROUP BY 3, 4, 5, 6, 7, 8",
     "INSERT INTO latency SELECT target, CASE WHEN duration_ms <= 50 THEN 50 WHEN duration_ms <= 100 THEN 100"

@@ -13,6 +13,7 @@ from pathlib import Path
 from bridge.model import AuditEntry, Contact, Delivery, RecordKey, iso
 from bridge.store.looking import (
     Activity,
+    Bar,
     Bulk,
     BulkState,
     Facets,
@@ -265,6 +266,10 @@ class SqliteStore:
     def histogram(self, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
         with self._file.reading() as db:
             return overviews.histogram(db, narrowed, since, until, bars)
+
+    def heard(self, source: str, since: datetime, until: datetime) -> Sequence[Bar]:
+        with self._file.reading() as db:
+            return totals.heard(db, source, since, until)
 
     def facets(self, narrowed: Filter) -> Facets:
         with self._file.reading() as db:

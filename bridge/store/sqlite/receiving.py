@@ -5,12 +5,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlite_utils import Database
 
 from bridge.model import AuditEntry, Outcome, iso
 from bridge.store.codec import maybe_iso, to_json
+from bridge.store.looking import Activity
 from bridge.store.protocol import NewInbound, Received, Refusal
+from bridge.store.sqlite import totals
 from bridge.store.sqlite.rows import add_facts, digest
 
 REFUSALS_KEPT = 200  # of each source
@@ -65,12 +68,17 @@ def receive(db: Database, requests: Sequence[Prepared]) -> list[Received]:
     _insert_many(db, _INBOUND, [_inbound_row(inbound_id, request) for inbound_id, request, _ in fresh])
     _insert_many(db, _EVENT_KEY, [(key, inbound_id) for inbound_id, _, new in fresh for key in new])
     add_facts(db, b"", [_fact(inbound_id, request.inbound) for inbound_id, request, _ in fresh if _ended(request)])
+    totals.count(db, [_heard(request.inbound) for _, request, _ in fresh])
     for request, one in zip(requests, received, strict=True):
         if one.duplicate:
             db.execute("UPDATE inbound SET repeats = repeats + 1 WHERE id = ?", (one.id,))
             _count(db, "inbound", request.inbound.source, "duplicate", 1)
     _note_sources(db, requests)
     return received
+
+
+def _heard(inbound: NewInbound) -> tuple[datetime, Activity]:
+    return inbound.received_at, Activity(totals.HEARD, totals.HEARD, 1, source=inbound.source)
 
 
 def _ended(request: Prepared) -> bool:

@@ -21,7 +21,8 @@ MINUTES_FOR = timedelta(days=2)  # longer spans are told in hours
 MINUTES_KEPT = timedelta(days=3)
 DIMENSIONS = ("kind", "outcome", "source", "target", "error", "status")
 CAUGHT_UP = frozenset({State.SYNCED, State.OPTED_OUT, State.REMOVED})
-ANNOUNCED = "announced"  # of this kind there are totals and no entries
+ANNOUNCED, HEARD = "announced", "heard"
+NO_ENTRIES = frozenset({ANNOUNCED, HEARD})  # of these kinds there are totals only
 
 # Monday, 1970-01-05: bars begin at multiples of their length from here, so that a week begins with its Monday.
 ORIGIN_S = 4 * 86_400
@@ -182,6 +183,22 @@ def as_histogram(step_s: int, counts: Mapping[int, Mapping[str, int]], *, comple
     return Histogram(step_s, bars, complete)
 
 
+def heard(db: Database, source: str, since: datetime, until: datetime) -> list[HistogramBar]:
+    """Return how many webhooks of *source* came in each hour from *since* on."""
+    start, end = int(since.timestamp()), _ceiling(until)
+    found = dict(db.execute(_HEARD, (HOUR_S, start - start % HOUR_S, end, HEARD, source)).fetchall())
+    return [
+        HistogramBar(datetime.fromtimestamp(bucket, UTC), {HEARD: found[bucket]} if bucket in found else {})
+        for bucket in range(start - start % HOUR_S, end, HOUR_S)
+    ]
+
+
+_HEARD = (
+    "SELECT bucket, sum(n) FROM activity WHERE step = ? AND bucket >= ? AND bucket < ? AND kind = ? AND source = ?"
+    " GROUP BY bucket"
+)
+
+
 def step_of(since: datetime, until: datetime, bars: int) -> int:
     """Return the shortest round step, in seconds, of which at most *bars* are needed."""
     for step_s in STEPS_S:
@@ -260,7 +277,7 @@ def _activities(db: Database, conditions: Conditions) -> list[Activity]:
 def _of_dimensions(narrowed: Filter) -> Conditions:
     conditions = Conditions()
     conditions.equal({f"+{name}": getattr(narrowed, name) for name in DIMENSIONS})
-    conditions.add("kind != ?", ANNOUNCED)
+    conditions.add("kind NOT IN (?, ?)", *sorted(NO_ENTRIES))
     return conditions
 
 
@@ -308,9 +325,12 @@ def outlook(db: Database, narrowed: Filter, names: Sequence[str]) -> tuple[int |
         return None, None
     most = 0
     counts = dict.fromkeys((name for name in names if name in wanted), 0)
-    for row in db.execute("SELECT * FROM activity WHERE step = ? AND kind != ?", (EVER, ANNOUNCED)):
+    for row in db.execute(_ENTRIES_EVER, (EVER, *sorted(NO_ENTRIES))):
         alike = {name for name, value in wanted.items() if row[name] == value}
         most += row["n"] if len(alike) == len(wanted) else 0
         for name in alike & counts.keys():
             counts[name] += row["n"]
     return most, min(counts, key=lambda name: counts[name], default=None)
+
+
+_ENTRIES_EVER = "SELECT * FROM activity WHERE step = ? AND kind NOT IN (?, ?)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from flask import Blueprint, redirect
 from flask.typing import ResponseReturnValue
@@ -17,11 +17,11 @@ from bridge.model import AuditEntry, InboundRequest, RecordKey
 from bridge.sources.recording import of_body
 from bridge.sources.sampling import Sampling
 from bridge.store.looking import Role
-from bridge.store.protocol import Filter, Health, Received, Refusal, SourceStatus
+from bridge.store.protocol import Health, Received, Refusal, SourceStatus
 from bridge.web import trial
 from bridge.web.inbound import HIDDEN, PREFIX
 from bridge.web.pages.access import actor, needs
-from bridge.web.pages.rhythm import HOUR, HOURS, LOOK_BACK, Rhythm, rhythm
+from bridge.web.pages.rhythm import HOUR, LOOK_BACK, Rhythm, rhythm
 from bridge.web.pages.site import Site, say
 from bridge.web.pages.trying import Tried, tried_of
 from bridge.web.problem import HttpProblem
@@ -104,10 +104,8 @@ def statuses(site: Site, seen: Health) -> Mapping[str, SourceStatus]:
 def rhythm_of(site: Site, status: SourceStatus, now: datetime) -> Rhythm:
     """Return how a source is heard, by its hours of `LOOK_BACK`."""
     until = now.replace(minute=0, second=0, microsecond=0) + HOUR
-    hours = site.store.histogram(Filter(kind="inbound", source=status.source), until - LOOK_BACK, until, HOURS)
-    # Beyond two days the store tells hours; where it told something longer, nothing can be said of single hours.
-    bars = hours.bars if timedelta(seconds=hours.step_s) == HOUR else ()
-    return rhythm(bars, status.last_inbound_at, now)
+    hours = site.store.heard(status.source, until - LOOK_BACK, until)
+    return rhythm(hours, status.last_inbound_at, now)
 
 
 def needs_token(connection: SourceConnection) -> bool:
