@@ -31,7 +31,7 @@ NAMES_SHOWN = 4  # of fields, in a row
 LONGEST_NAME = 40  # characters of one
 
 KINDS: Mapping[str, str] = {
-    "inbound": "webhooks",
+    "inbound": "webhooks that led to nothing",
     "contact": "changes heard",
     "delivery": "deliveries",
     "target": "targets",
