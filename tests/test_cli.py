@@ -176,6 +176,15 @@ def test_check_tells_a_script_of_mistakes_too(here: Path) -> None:
     assert "bridge.toml:2" in told["problems"][0]["where"]
 
 
+def test_check_says_what_is_closed_without_its_secret(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BRIDGE_API_TOKEN", "SECRET_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    result = bridge("check")
+    assert result.exit_code == 0
+    assert "BRIDGE_API_TOKEN is not set, so the API is closed" in result.stdout
+    assert "SECRET_KEY is not set, so nobody can sign in to the pages" in result.stdout
+
+
 def test_another_database_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://bridge@localhost/bridge")
     result = bridge("status")

@@ -281,6 +281,8 @@ def _tell(loaded: Loaded, answers: list[Answer]) -> None:
         click.echo(f"warning: {problem}")
     if not loaded.environment.api_token:
         click.echo("warning: BRIDGE_API_TOKEN is not set, so the API is closed")
+    if not loaded.environment.secret_key:
+        click.echo("warning: SECRET_KEY is not set, so nobody can sign in to the pages")
     click.echo(
         f"{config.path} is right: {output.count(len(config.sources), 'source')}, "
         f"{output.count(len(config.targets), 'target')}, {output.count(len(config.routes), 'route')}."
