@@ -673,6 +673,16 @@ class LookingContract:
         ended = found_bulk(store, bulk_id)
         assert (ended.state, ended.undecided, ended.states) == (BulkState.DONE, 0, {"waiting": 2})
 
+    def test_a_retry_goes_on_where_the_rules_change(self, store: Store) -> None:
+        store.put_in_force(Ruling(Rules({("crm", "mail"): "a"}, {})), NOW)
+        [key] = fail_all(store, 1)
+        bulk_id = store.start_bulk(Filter(), "all", "ann", NOW)
+        commit(store, replace(want(key), again=True), decided=[key])
+        store.put_in_force(Ruling(Rules({("crm", "mail"): "b"}, {}), changed=[("crm", "mail")]), NOW)
+        assert (found_bulk(store, bulk_id).state, found_bulk(store, bulk_id).undecided) == (BulkState.RUNNING, 1)
+        commit(store, want(key, name="by other rules"), decided=[key])
+        assert found_bulk(store, bulk_id).states == {"pending": 1}
+
     def test_what_one_retry_has_in_hand_is_left_to_it(self, store: Store) -> None:
         fail_all(store, 2)
         first = store.start_bulk(Filter(), "all", "ann", NOW)

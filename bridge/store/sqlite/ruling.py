@@ -91,11 +91,12 @@ def end(db: Database, salt: bytes, asked: Ruling, now: datetime) -> None:
 # The plus signs keep the database from any index but that of the row ids, which gives just the slice.
 _DECIDE_AGAIN = "UPDATE contact SET replay_at = coalesce(replay_at, ?) WHERE id >= ? AND id < ? AND +source = ?"
 _READ_BEFORE = "SELECT id, data FROM contact WHERE id >= ? AND id < ? AND +source = ? AND NOT erased"
-# Without a desired state, any that is decided is news.
+# Without a desired state, any that is decided is news. What a retry has in hand waits for that again.
 _LET_GO = (
     "UPDATE delivery SET state = 'waiting', reason = ?, updated_at = ?, desired = NULL,"
     " revision = revision + (desired IS NOT NULL), due_at = NULL, attempts = 0, error = NULL, status = NULL,"
-    " wanted_at = NULL WHERE id >= ? AND id < ? AND +source = ? AND +target = ?"
+    " wanted_at = NULL, bulk_open = bulk_id IS NOT NULL"
+    " WHERE id >= ? AND id < ? AND +source = ? AND +target = ?"
     " AND +state IN (SELECT value FROM json_each(?))"
 )
 # Nobody decides these again, so no retry waits for that.
