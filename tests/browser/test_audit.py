@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
 from playwright.sync_api import expect
 
 from bridge.model import AuditEntry, utc_now
@@ -13,6 +14,10 @@ from tests.browser.conftest import Visits
 from tests.stage import FAILED, Stage
 
 PERSON = f"84{FAILED:03}"
+FILTERS = {
+    "/audit": ["Kind", "Source", "Target", "Outcome", "Error", "Status", "Field"],
+    "/webhooks": ["Source", "Outcome"],
+}
 
 
 def test_with_keys_alone_one_finds_an_entry_and_opens_its_story(visit: Visits, stage: Stage) -> None:
@@ -90,3 +95,42 @@ def test_without_scripts_the_log_is_narrowed_searched_and_exported(
     download.value.save_as(tmp_path / "audit.csv")
     text = (tmp_path / "audit.csv").read_text()
     assert len(list(csv.DictReader(text.splitlines()))) == shown
+
+
+@pytest.mark.parametrize("path", FILTERS)
+def test_every_filter_narrows_to_what_it_counts_and_is_taken_away(visit: Visits, stage: Stage, path: str) -> None:
+    page = visit(stage, f"{path}?within=all", javascript=False)
+    chips = page.get_by_role("region", name="Filter")
+    titles = [text.strip() for text in chips.locator("details.drop > summary").all_text_contents()]
+    assert titles[1:] == FILTERS[path]  # the first is the time
+    for number, title in enumerate(titles[1:], start=1):
+        drop = chips.locator("details.drop").nth(number)
+        drop.locator("summary").click()
+        # What there is none of can be chosen where nothing is counted.
+        choice = drop.locator(
+            "li a", has_text="processed" if path == "/webhooks" and title == "Outcome" else ""
+        ).first
+        word, _, count = (choice.text_content() or "").strip().rpartition(" ")
+        choice.click()
+        taken_away = chips.get_by_role("link", name=f"Remove the filter {title}")
+        expect(taken_away).to_be_visible()
+        rows = page.locator("tbody tr").count()
+        assert rows > 0, title
+        assert not word or rows == min(int(count.replace(",", "")), 50), (title, word)
+        taken_away.click()
+        expect(taken_away).to_have_count(0)
+
+
+def test_every_time_is_picked(visit: Visits, stage: Stage) -> None:
+    page = visit(stage, "/audit", javascript=False)
+    drop = page.get_by_role("region", name="Filter").locator("details.drop").first
+    presets = [text.strip() for text in drop.locator("li a").all_text_contents()]
+    assert len(presets) >= 5
+    for preset in presets:
+        drop.locator("summary").click()
+        drop.get_by_role("link", name=preset, exact=True).click()
+        assert page.locator("tbody tr").count() > 0, preset
+    drop.locator("summary").click()
+    page.get_by_label("To (UTC)").fill("2020-01-01T00:00:00")
+    page.get_by_role("button", name="Show this time").click()
+    expect(page.locator("main")).to_contain_text("Nothing")
