@@ -48,16 +48,22 @@ def pages(stage: Stage) -> dict[str, str]:
     """Return the path of each picture's page."""
     failed = stage.api("GET", "/deliveries?state=ambiguous&limit=1")["items"][0]
     newest = stage.api("GET", "/inbound?source=shop&limit=1")["items"][0]
+    entry = stage.api("GET", "/audit?kind=delivery&target=sms&limit=1")["items"][0]
     return {
         "overview": "/",
         "audit": "/audit?within=1h&kind=delivery",
+        "audit-entry": f"/audit/{entry['id']}",
+        "audit-export": "/audit/export?within=1h",
         "webhooks": "/webhooks",
         "webhook": f"/webhooks/{newest['id']}",
         "contacts": "/contacts",
         "contact": f"/contacts/{failed['source']}/{quote(failed['source_id'], safe='')}",
         "failures": "/failures",
+        "retry": "/failures/retry",
         "sources": "/sources",
+        "sample": "/sources/shop/sample",
         "targets": "/targets",
+        "pause": "/targets/sms/pause",
         "playground": f"/playground?webhook={newest['id']}",
         "account": "/account",
     }
