@@ -24,7 +24,7 @@ def test_a_source_says_what_to_paste_and_click_and_what_came_of_it(stage: Stage)
     assert f"{stage.url}/hooks/shop" in said
     assert "In the sender add an endpoint with the URL that bridge url shop prints" in said
     assert "<code>bridge url shop</code>" in html
-    assert "2 requests ever, the last 2 min ago" in said
+    assert re.search(r"2 requests ever, the last \d+ min ago", said)
     assert re.search(r"The request is 20 minutes old\. 1 2026-", said)
     assert "Send a sample" not in said, "a viewer is shown no buttons"
 
