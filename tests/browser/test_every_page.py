@@ -17,7 +17,6 @@ FAILED_AT = f"/contacts/shop/{source_id(FAILED)}"
 GROUPS = {
     "overview": ("/", "/account", "/sources", "/sources/shop/sample", "/nobody-is-here"),
     "audit": (
-        "/audit?within=all",
         "/audit?target=sms&outcome=created",
         "/audit/{entry}",
         "/audit/export?outcome=created",
