@@ -116,17 +116,22 @@ def _states(change: Change) -> dict[str, FieldState]:
 
 
 def _newer(ours: FieldState, theirs: FieldState) -> FieldState:
-    value = max(ours, theirs, key=lambda state: (state.version, _text(state.value)))
-    said = max(
-        (state for state in (ours, theirs) if state.said_version is not None),
-        key=lambda state: (state.said_version, _text(state.said)),
-        default=ours,
-    )
+    value = theirs if _wins(theirs.value, theirs.version, ours.value, ours.version) else ours
+    said = theirs if _wins(theirs.said, theirs.said_version, ours.said, ours.said_version) else ours
     return FieldState(value.value, value.version, said.said, said.said_version)
 
 
+def _wins(value: Value, version: Version | None, other: Value, other_version: Version | None) -> bool:
+    """Say whether *value* is to stand instead of the *other*. No version: nothing was said."""
+    if version is None or other_version is None:
+        return version is not None
+    if version != other_version:
+        return version > other_version
+    # One and the same version: by their text, so that even a contradictory source ends in one state.
+    return _text(value) > _text(other)
+
+
 def _text(value: Value) -> str:
-    """Order two values of one and the same version, so that even a contradictory source ends in one state."""
     return json.dumps(value, sort_keys=True, ensure_ascii=True)
 
 

@@ -18,7 +18,11 @@ from bridge.model import Contact, Desired, Exchange, FieldState, Mode, RecordKey
 
 def to_json(value: Any) -> str:
     """Return *value* as JSON in ASCII, so that no text of a source can be unfit for the database."""
-    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return _ENCODER.encode(value)
+
+
+# `json.dumps` would make one for every call.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
 
 def maybe_iso(moment: datetime | None) -> str | None:
