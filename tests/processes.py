@@ -26,13 +26,15 @@ def free_port() -> int:
         return port
 
 
-def until(condition: Callable[[], bool], *, seconds: float = 30, what: str = "the condition") -> None:
+def until(
+    condition: Callable[[], bool], *, seconds: float = 30, what: str = "the condition", every_s: float = 0.02
+) -> None:
     """Wait for *condition*, looking often."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {seconds} s")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 @dataclass
