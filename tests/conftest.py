@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from bridge.model import utc_now
 from tests.stage import Stage, Template, open_stage
 
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -27,16 +26,10 @@ def template() -> Iterator[Template]:
 
 
 @pytest.fixture(scope="session")
-def shared_stage(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A bridge to look at. Tests that change something use `own_stage`."""
     with template.copy(tmp_path_factory.mktemp("stage")) as served:
         yield served
-
-
-@pytest.fixture
-def stage(shared_stage: Stage) -> Stage:
-    """A bridge to look at. Tests that change something use `own_stage`."""
-    shared_stage.store.beat("worker", "test", utc_now())  # it is alive, whenever the test runs
-    return shared_stage
 
 
 @pytest.fixture

@@ -74,7 +74,8 @@ class Stage:
             return {cookie.name: cookie.value or "" for cookie in session.cookies}
 
     def session(self, role: Role | str = Role.ADMIN) -> Session:
-        """Return a client that is signed in; to be used with ``with``."""
+        """Return a client that is signed in; to be used with ``with``. A worker was seen just now."""
+        self.store.beat("worker", "test", utc_now())
         session = Session(self.url)
         path = login_path(SECRET_KEY, self.store, USERS[Role(role)], utc_now(), timedelta(minutes=5))
         answer = session.submit(path, next="/account")
