@@ -38,7 +38,9 @@ from bridge.model import Contact, Delivery, Outcome, Receipt, RecordKey, State, 
 from bridge.store.looking import Activity, BulkState, Queue
 from bridge.store.migrations.sqlite import MIGRATIONS
 from bridge.store.protocol import Filter, InboundResult, TargetStatus, Ticket
-from bridge.store.sqlite import SqliteStore, retries
+from bridge.store.sql import retries
+from bridge.store.sql.database import Db
+from bridge.store.sqlite import SqliteStore
 from tests.store_contract import (
     JANE,
     LANES,
@@ -94,9 +96,9 @@ class TestSqliteLooking(LookingContract):
 
     @pytest.fixture
     def small_budget(self, monkeypatch: pytest.MonkeyPatch) -> int:
-        monkeypatch.setattr("bridge.store.sqlite.listing.BUDGET", 10)
-        monkeypatch.setattr("bridge.store.sqlite.listing.MOST_HITS", 3)
-        monkeypatch.setattr("bridge.store.sqlite.overviews.NEWEST", 5)
+        monkeypatch.setattr("bridge.store.sql.listing.BUDGET", 10)
+        monkeypatch.setattr("bridge.store.sql.listing.MOST_HITS", 3)
+        monkeypatch.setattr("bridge.store.sql.overviews.NEWEST", 5)
         return 10
 
 
@@ -106,7 +108,7 @@ class TestSqliteLooking(LookingContract):
 @pytest.fixture
 def store(path: Path) -> Iterator[SqliteStore]:
     with closing(SqliteStore(path, LANES)) as store:
-        assert store.migrate() == ["0001_first", "0002_looking", "0003_lag"]
+        assert store.migrate() == ["0001_first", "0002_looking", "0003_lag", "0004_whole_payloads"]
         yield store
 
 
@@ -473,7 +475,7 @@ def test_counts_are_exact_after_any_change(store: SqliteStore, path: Path) -> No
 def test_very_many_deliveries_are_held_and_resumed_in_slices(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.store.sqlite.SLICE", 3)
+    monkeypatch.setattr("bridge.store.sql.store.SLICE", 3)
     commit(store, *(want(key) for key in numbered(10)))
     store.hold("mail", "The key is refused.", NOW, NOW + MINUTE)
     assert store.health(NOW).deliveries == {("mail", "held"): 10}
@@ -487,7 +489,7 @@ def test_very_many_deliveries_are_held_and_resumed_in_slices(
 def test_very_many_deliveries_are_retried_and_called_off_in_slices(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.store.sqlite.SLICE", 3)
+    monkeypatch.setattr("bridge.store.sql.store.SLICE", 3)
     keys = fail_all(store, 10)
     bulk_id = store.start_bulk(Filter(), "all", "ann", NOW)
     commit(store, *(replace(want(key), again=True) for key in keys[:5]), decided=keys[:5])
@@ -502,7 +504,7 @@ def test_very_many_deliveries_are_retried_and_called_off_in_slices(
 def test_a_retry_that_was_cut_short_is_of_what_it_came_to(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.store.sqlite.SLICE", 3)
+    monkeypatch.setattr("bridge.store.sql.store.SLICE", 3)
     fail_all(store, 10)
     take_some, slices = retries.take_some, iter(range(2))
 
@@ -524,11 +526,11 @@ def test_a_retry_that_was_cut_short_is_of_what_it_came_to(
 def test_a_retry_that_is_called_off_while_it_begins_takes_no_more(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.store.sqlite.SLICE", 3)
+    monkeypatch.setattr("bridge.store.sql.store.SLICE", 3)
     fail_all(store, 10)
     take_some, slices = retries.take_some, iter(range(4))
 
-    def cancel_after_one(db: Database, bulk_id: int, *given: Any) -> None:
+    def cancel_after_one(db: Db, bulk_id: int, *given: Any) -> None:
         take_some(db, bulk_id, *given)
         if next(slices) == 0:
             retries.end(db, b"", bulk_id, retries.put_back_some(db, bulk_id, {}, NOW, 3), "bob", NOW)

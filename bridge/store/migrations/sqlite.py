@@ -47,6 +47,13 @@ def lag(db: Database) -> None:
     )
 
 
+@MIGRATIONS(name="0004_whole_payloads")
+def whole_payloads(db: Database) -> None:
+    """Keep headers and query of a receipt with its body, so that they go with it. Older ones stay as they are."""
+    db.execute("ALTER TABLE payload ADD COLUMN url TEXT")
+    db.execute("ALTER TABLE payload ADD COLUMN headers TEXT")
+
+
 def _run(db: Database, script: str) -> None:
     """Run the statements of *script*, none of which begins where another one's line ends, in the transaction.
 

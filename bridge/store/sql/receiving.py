@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlite_utils import Database
-
+from bridge.lanes import process_lane
 from bridge.model import AuditEntry, Outcome, iso
 from bridge.store.codec import maybe_iso, to_json
 from bridge.store.looking import Activity
 from bridge.store.protocol import NewInbound, Received, Refusal
-from bridge.store.sqlite import totals
-from bridge.store.sqlite.rows import add_facts, digest
+from bridge.store.sql import totals
+from bridge.store.sql.database import Db
+from bridge.store.sql.rows import VALUES_AT_ONCE, add_facts, digest, insert_many, insert_payloads
 
 REFUSALS_KEPT = 200  # of each source
 
@@ -45,14 +45,14 @@ def prepare(inbound: NewInbound, salt: bytes) -> Prepared:
     return Prepared(inbound, received_at, keys, payload_key, zlib.compress(inbound.body))
 
 
-def receive(db: Database, requests: Sequence[Prepared]) -> list[Received]:
+def receive(db: Db, requests: Sequence[Prepared]) -> list[Received]:
     """Save a batch with one statement for each table.
 
     Each statement lets go of the interpreter's lock, which the request threads then fight over: per receipt, that
     cost several times what SQLite itself takes.
     """
     known = _known(db, [key for request in requests for key in request.keys])
-    last_id = _last_id(db)
+    ids = iter(db.take_ids("inbound", len(requests)))
     received: list[Received] = []
     fresh: list[tuple[int, Prepared, list[bytes]]] = []
     for request in requests:
@@ -60,19 +60,22 @@ def receive(db: Database, requests: Sequence[Prepared]) -> list[Received]:
         if not new:
             received.append(Received(known[request.keys[0]], duplicate=True))
             continue
-        last_id += 1
-        known |= dict.fromkeys(new, last_id)
-        received.append(Received(last_id, duplicate=False))
-        fresh.append((last_id, request, new))
-    _insert_many(db, _PAYLOAD, [_payload_row(request) for _, request, _ in fresh])
-    _insert_many(db, _INBOUND, [_inbound_row(inbound_id, request) for inbound_id, request, _ in fresh])
-    _insert_many(db, _EVENT_KEY, [(key, inbound_id) for inbound_id, _, new in fresh for key in new])
+        inbound_id = next(ids)
+        known |= dict.fromkeys(new, inbound_id)
+        received.append(Received(inbound_id, duplicate=False))
+        fresh.append((inbound_id, request, new))
+    insert_payloads(db, [_payload_row(request) for _, request, _ in fresh])
+    insert_many(db, "inbound", _INBOUND, [_inbound_row(inbound_id, request) for inbound_id, request, _ in fresh])
+    _insert_keys(db, fresh)
     add_facts(db, b"", [_fact(inbound_id, request.inbound) for inbound_id, request, _ in fresh if _ended(request)])
     totals.count(db, [_heard(request.inbound) for _, request, _ in fresh])
     for request, one in zip(requests, received, strict=True):
         if one.duplicate:
             db.execute("UPDATE inbound SET repeats = repeats + 1 WHERE id = ?", (one.id,))
-            _count(db, "inbound", request.inbound.source, "duplicate", 1)
+            _count(db, request.inbound.source, "duplicate", 1)
+    for request in requests:
+        if not _ended(request):
+            db.make_due(process_lane(request.inbound.source), request.inbound.received_at)
     _note_sources(db, requests)
     return received
 
@@ -97,48 +100,40 @@ def _fact(inbound_id: int, inbound: NewInbound) -> AuditEntry:
     )
 
 
-_PAYLOAD = (
-    "INSERT INTO payload (digest, body, created_at) VALUES {rows}"
-    " ON CONFLICT (digest) DO UPDATE SET created_at = max(created_at, excluded.created_at)"
-)
 _INBOUND = (
-    "INSERT INTO inbound (id, source, received_at, method, url, headers, digest, outcome, reason, events,"
-    " secret_index, signed_at) VALUES {rows}"
+    *("id", "source", "received_at", "method", "url", "headers", "digest", "outcome", "reason", "events"),
+    *("secret_index", "signed_at"),
 )
-_EVENT_KEY = "INSERT INTO event_key (hash, inbound_id) VALUES {rows}"
-VALUES_AT_ONCE = 16_000  # SQLite takes 32,766
 
 
-def _known(db: Database, keys: Sequence[bytes]) -> dict[bytes, int]:
+def _known(db: Db, keys: Sequence[bytes]) -> dict[bytes, int]:
     """Return the inbounds of those *keys* that were seen before."""
     known: dict[bytes, int] = {}
     for start in range(0, len(keys), VALUES_AT_ONCE):
         part = keys[start : start + VALUES_AT_ONCE]
         marks = ",".join("?" * len(part))
-        rows = db.conn.execute(f"SELECT hash, inbound_id FROM event_key WHERE hash IN ({marks})", part)  # noqa: S608
-        known |= {bytes(row[0]): int(row[1]) for row in rows}
+        rows = db.execute(f"SELECT hash, inbound_id FROM event_key WHERE hash IN ({marks})", part)  # noqa: S608
+        known |= {bytes(row["hash"]): int(row["inbound_id"]) for row in rows}
     return known
 
 
-def _last_id(db: Database) -> int:
-    row = db.conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'inbound'").fetchone()
-    return int(row[0]) if row else 0
-
-
-def _insert_many(db: Database, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-    if not rows:
-        return
-    one = f"({','.join('?' * len(rows[0]))})"
-    step = VALUES_AT_ONCE // len(rows[0])
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        db.conn.execute(
-            statement.format(rows=",".join([one] * len(part))), [value for row in part for value in row]
+def _insert_keys(db: Db, fresh: Sequence[tuple[int, Prepared, list[bytes]]]) -> None:
+    if db.by_day:
+        rows = [(key, inbound_id, one.received_at[:10]) for inbound_id, one, new in fresh for key in new]
+        insert_many(db, "event_key", ("hash", "inbound_id", "day"), rows)
+    else:
+        insert_many(
+            db,
+            "event_key",
+            ("hash", "inbound_id"),
+            [(key, inbound_id) for inbound_id, _, new in fresh for key in new],
         )
 
 
 def _payload_row(request: Prepared) -> tuple[object, ...]:
-    return request.payload_key, request.packed, request.received_at
+    """Headers and query may name a person: they are kept, and go, with the body."""
+    inbound = request.inbound
+    return request.payload_key, request.packed, request.received_at, inbound.url, to_json(dict(inbound.headers))
 
 
 def _inbound_row(inbound_id: int, request: Prepared) -> tuple[object, ...]:
@@ -148,8 +143,8 @@ def _inbound_row(inbound_id: int, request: Prepared) -> tuple[object, ...]:
         inbound.source,
         request.received_at,
         inbound.method,
-        inbound.url,
-        to_json(dict(inbound.headers)),
+        inbound.url.partition("?")[0],
+        "{}",
         request.payload_key,
         inbound.outcome.value,
         inbound.reason,
@@ -159,32 +154,34 @@ def _inbound_row(inbound_id: int, request: Prepared) -> tuple[object, ...]:
     )
 
 
-def _note_sources(db: Database, requests: Sequence[Prepared]) -> None:
+def _note_sources(db: Db, requests: Sequence[Prepared]) -> None:
     latest: dict[str, str] = {}
     for request in requests:
         source, at = request.inbound.source, request.received_at
         latest[source] = max(at, latest.get(source, at))
-    for source, at in latest.items():
+    for source, at in sorted(latest.items()):
         db.execute(
-            "INSERT INTO source_state (source, last_inbound_at) VALUES (?, ?) ON CONFLICT (source) DO UPDATE"
-            " SET last_inbound_at = max(coalesce(last_inbound_at, ''), excluded.last_inbound_at)",
+            "INSERT INTO source_state (source, last_inbound_at) VALUES (?, ?) ON CONFLICT (source) DO UPDATE SET"
+            " last_inbound_at = greatest(coalesce(source_state.last_inbound_at, excluded.last_inbound_at),"
+            " excluded.last_inbound_at)",
             (source, at),
         )
 
 
-def refuse(db: Database, refusals: Iterable[Refusal]) -> None:
+def refuse(db: Db, refusals: Iterable[Refusal]) -> None:
     by_source: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         by_source.setdefault(refusal.source, []).append(refusal)
-    for source, theirs in by_source.items():
+    for source, theirs in sorted(by_source.items()):
         db.execute(
             "INSERT INTO source_state (source, refused, last_refused_at) VALUES (?, ?, ?)"
-            " ON CONFLICT (source) DO UPDATE SET refused = refused + excluded.refused,"
-            " last_refused_at = max(coalesce(last_refused_at, ''), excluded.last_refused_at)",
+            " ON CONFLICT (source) DO UPDATE SET refused = source_state.refused + excluded.refused,"
+            " last_refused_at = greatest(coalesce(source_state.last_refused_at, excluded.last_refused_at),"
+            " excluded.last_refused_at)",
             (source, len(theirs), max(iso(refusal.at) for refusal in theirs)),
         )
-        _count(db, "inbound", source, "refused", len(theirs))
-        db.conn.executemany(
+        _count(db, source, "refused", len(theirs))
+        db.executemany(
             "INSERT INTO refusal (source, at, reason, size_bytes) VALUES (?, ?, ?, ?)",
             [(source, iso(one.at), one.reason, one.size_bytes) for one in theirs[-REFUSALS_KEPT:]],
         )
@@ -195,8 +192,5 @@ def refuse(db: Database, refusals: Iterable[Refusal]) -> None:
         )
 
 
-def _count(db: Database, kind: str, name: str, state: str, more: int) -> None:
-    db.execute(
-        "INSERT INTO tally VALUES (?, ?, ?, ?) ON CONFLICT (kind, name, state) DO UPDATE SET n = n + excluded.n",
-        (kind, name, state, more),
-    )
+def _count(db: Db, source: str, outcome: str, more: int) -> None:
+    db.add("tally", {("inbound", source, outcome): (more,)})

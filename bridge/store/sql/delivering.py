@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sqlite_utils import Database
-
 from bridge import schedule
 from bridge.errors import Ambiguous
+from bridge.lanes import deliver_lane
 from bridge.model import AuditEntry, Delivery, Desired, RecordKey, State, from_iso, iso
 from bridge.store.codec import exchanges_detail, maybe_iso, maybe_moment, to_json
 from bridge.store.protocol import Attempt, Plan, TargetStatus, Ticket
-from bridge.store.sqlite import totals
-from bridge.store.sqlite.processing import check_fence, fitted, next_due, read_lane
-from bridge.store.sqlite.rows import (
+from bridge.store.sql import totals
+from bridge.store.sql.database import Db
+from bridge.store.sql.processing import check_fence, fitted, keep_open, next_due, open_or_close, read_lane
+from bridge.store.sql.rows import (
     LaneCounts,
     add_facts,
     delivery_of,
@@ -29,15 +29,18 @@ from bridge.store.sqlite.rows import (
 # --- one push --------------------------------------------------------------------------------------------
 
 
-def claim(db: Database, ticket: Ticket, now: datetime) -> Delivery | None:
+def claim(db: Db, ticket: Ticket, now: datetime) -> Delivery | None:
     check_fence(db, ticket)
     delivers = read_lane(ticket.lane)
-    if delivers is None or target_status(db, delivers[0]).mode != "open":
+    if delivers is None:
         return None
     target, number = delivers
+    keep_open(db, target)
+    if target_status(db, target).mode != "open":
+        return None
     row = db.execute(
         "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')"
-        " AND due_at <= ? ORDER BY due_at LIMIT 1",
+        " AND due_at <= ? ORDER BY due_at LIMIT 1 FOR UPDATE",
         (target, number, iso(now)),
     ).fetchone()
     if row is None:
@@ -52,7 +55,7 @@ def claim(db: Database, ticket: Ticket, now: datetime) -> Delivery | None:
     return replace(begun, attempted=stored.attempted)
 
 
-def link(db: Database, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
+def link(db: Db, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
     check_fence(db, ticket)
     other = linked_to(db, claimed.target, claimed.key, target_id)
     if other is not None:
@@ -63,7 +66,7 @@ def link(db: Database, ticket: Ticket, claimed: Delivery, target_id: str) -> Non
     )
 
 
-def mark_unsure(db: Database, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
+def mark_unsure(db: Db, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
     check_fence(db, ticket)
     db.execute(
         "UPDATE delivery SET unsure_since = ?, attempted = ? WHERE target = ? AND source = ? AND source_id = ?",
@@ -77,7 +80,7 @@ def mark_unsure(db: Database, ticket: Ticket, claimed: Delivery, at: datetime) -
     )
 
 
-def revision(db: Database, claimed: Delivery) -> int:
+def revision(db: Db, claimed: Delivery) -> int:
     row = db.execute(
         "SELECT revision FROM delivery WHERE target = ? AND source = ? AND source_id = ?",
         (claimed.target, claimed.key.source, claimed.key.source_id),
@@ -85,7 +88,7 @@ def revision(db: Database, claimed: Delivery) -> int:
     return claimed.revision if row is None else int(row["revision"])
 
 
-def next_due_of(db: Database, lane: str) -> datetime | None:
+def next_due_of(db: Db, lane: str) -> datetime | None:
     delivers = read_lane(lane)
     if delivers is None or target_status(db, delivers[0]).mode != "open":
         return None
@@ -93,7 +96,7 @@ def next_due_of(db: Database, lane: str) -> datetime | None:
 
 
 def finish(
-    db: Database,
+    db: Db,
     salt: bytes,
     ticket: Ticket,
     claimed: Delivery,
@@ -102,6 +105,7 @@ def finish(
     lanes: LaneCounts,
 ) -> Delivery:
     check_fence(db, ticket)
+    keep_open(db, claimed.target)
     current = load_delivery(db, claimed.target, claimed.key)
     closed = close(current)
     now = closed.updated_at
@@ -118,7 +122,7 @@ def finish(
     return delivery
 
 
-def _unshared(db: Database, delivery: Delivery) -> Delivery:
+def _unshared(db: Db, delivery: Delivery) -> Delivery:
     """Return *delivery* without a link that another contact holds by now: that one came first."""
     if delivery.state is State.REMOVED:
         return delivery
@@ -164,9 +168,9 @@ CLOCKS_DIFFER = timedelta(seconds=5)  # of the processes of one machine, at most
 BACKOFF_MAX = timedelta(days=1)
 
 
-def take_turn(db: Database, target: str, rate_per_s: float, burst: int, now: datetime, count: int) -> float:
+def take_turn(db: Db, target: str, rate_per_s: float, burst: int, now: datetime, count: int) -> float:
     _correct_clock(db, target, now)
-    row = db.execute("SELECT * FROM quota WHERE target = ?", (target,)).fetchone()
+    row = db.execute("SELECT * FROM quota WHERE target = ? FOR UPDATE", (target,)).fetchone()
     tokens, filled_at = float(burst), now
     if row is not None:
         closed_until = maybe_moment(row["closed_until"])
@@ -191,7 +195,7 @@ def take_turn(db: Database, target: str, rate_per_s: float, burst: int, now: dat
     return 0.0
 
 
-def _correct_clock(db: Database, target: str, now: datetime) -> None:
+def _correct_clock(db: Db, target: str, now: datetime) -> None:
     """Set right what was written by a clock that was far ahead: the target would wait until it is that late."""
     db.execute(
         "UPDATE quota SET filled_at = ? WHERE target = ? AND filled_at > ?",
@@ -203,10 +207,10 @@ def _correct_clock(db: Database, target: str, now: datetime) -> None:
     )
 
 
-def set_backoff(db: Database, target: str, until: datetime) -> None:
+def set_backoff(db: Db, target: str, until: datetime) -> None:
     db.execute(
         "INSERT INTO quota (target, closed_until) VALUES (?, ?) ON CONFLICT (target) DO UPDATE"
-        " SET closed_until = max(coalesce(closed_until, ''), excluded.closed_until)",
+        " SET closed_until = greatest(coalesce(quota.closed_until, excluded.closed_until), excluded.closed_until)",
         (target, iso(until)),
     )
 
@@ -214,7 +218,8 @@ def set_backoff(db: Database, target: str, until: datetime) -> None:
 # --- targets ---------------------------------------------------------------------------------------------
 
 
-def hold(db: Database, salt: bytes, target: str, reason: str, now: datetime, probe_at: datetime) -> None:
+def hold(db: Db, salt: bytes, target: str, reason: str, now: datetime, probe_at: datetime) -> None:
+    open_or_close(db, target)
     current = target_status(db, target)
     if current.mode == "paused":
         return
@@ -223,14 +228,15 @@ def hold(db: Database, salt: bytes, target: str, reason: str, now: datetime, pro
     _close(db, salt, current, held, now)
 
 
-def pause(db: Database, salt: bytes, target: str, reason: str, by: str, now: datetime) -> None:
+def pause(db: Db, salt: bytes, target: str, reason: str, by: str, now: datetime) -> None:
+    open_or_close(db, target)
     current = target_status(db, target)
     since = current.since if current.mode == "paused" else now
     paused = replace(current, mode="paused", reason=reason, since=since, by=by, probe_at=None)
     _close(db, salt, current, paused, now)
 
 
-def _close(db: Database, salt: bytes, current: TargetStatus, closed: TargetStatus, now: datetime) -> None:
+def _close(db: Db, salt: bytes, current: TargetStatus, closed: TargetStatus, now: datetime) -> None:
     """Save the closed status, from which on nothing is claimed. A fact is written when it is news for a person."""
     _save_status(db, closed)
     if (current.mode, current.reason) == (closed.mode, closed.reason):
@@ -240,8 +246,9 @@ def _close(db: Database, salt: bytes, current: TargetStatus, closed: TargetStatu
     add_facts(db, salt, [AuditEntry(now, "target", closed.mode, reason, target=closed.target)])
 
 
-def hold_some(db: Database, target: str, now: datetime, limit: int) -> bool:
+def hold_some(db: Db, target: str, now: datetime, limit: int) -> bool:
     """Have up to *limit* deliveries of a closed target say that they are held; return whether that was all."""
+    keep_open(db, target)
     status = target_status(db, target)
     if status.mode == "open":
         return True
@@ -260,12 +267,21 @@ def hold_some(db: Database, target: str, now: datetime, limit: int) -> bool:
 
 
 def resume_some(
-    db: Database, salt: bytes, target: str, by: str, now: datetime, limit: int, *, held_only: bool
+    db: Db,
+    salt: bytes,
+    target: str,
+    by: str,
+    now: datetime,
+    limit: int,
+    lanes: LaneCounts,
+    *,
+    held_only: bool,
 ) -> bool:
     """Make up to *limit* held deliveries due, open the target with the last of them; return whether it is open.
 
     Nothing is claimed before: if the process ends half-way, the target is still closed and can be resumed again.
     """
+    open_or_close(db, target)
     mode = target_status(db, target).mode
     if mode == "open" or (held_only and mode == "paused"):
         return True
@@ -280,21 +296,24 @@ def resume_some(
     _save_status(db, TargetStatus(target, since=now, by=by))
     reason = f"Opened by {by}; what was held is sent now."
     add_facts(db, salt, [AuditEntry(now, "target", "open", reason, target=target)])
+    for number in range(lanes.get(target, 1)):
+        db.make_due(deliver_lane(target, number), now)
     return True
 
 
-def note_refusal(db: Database, target: str) -> int:
+def note_refusal(db: Db, target: str) -> int:
+    open_or_close(db, target)
     current = target_status(db, target)
     noted = replace(current, refusals=current.refusals + 1)
     _save_status(db, noted)
     return noted.refusals
 
 
-def clear_refusals(db: Database, target: str) -> None:
+def clear_refusals(db: Db, target: str) -> None:
     db.execute("UPDATE target_status SET refusals = 0 WHERE target = ?", (target,))
 
 
-def _save_status(db: Database, status: TargetStatus) -> None:
+def _save_status(db: Db, status: TargetStatus) -> None:
     db.execute(
         "INSERT INTO target_status (target, mode, reason, since, by, probe_at, refusals)"
         " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (target) DO UPDATE SET mode = excluded.mode,"

@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from sqlite_utils import Database
-
 from bridge.model import AuditEntry, Contact, Delivery, RecordKey, from_iso
 from bridge.store.codec import maybe_moment, read_cursor, to_json
 from bridge.store.protocol import Filter, Health, Inbound, Page, Refusal, SourceStatus, TargetStatus
-from bridge.store.sqlite import listing, totals
-from bridge.store.sqlite.conditions import Conditions
-from bridge.store.sqlite.listing import Place, Search
-from bridge.store.sqlite.processing import next_due
-from bridge.store.sqlite.rows import (
+from bridge.store.sql import listing, totals
+from bridge.store.sql.conditions import Conditions
+from bridge.store.sql.database import Db, row_of
+from bridge.store.sql.listing import Place, Search
+from bridge.store.sql.processing import next_due
+from bridge.store.sql.rows import (
     AUDIT,
     INBOUND,
     LaneCounts,
@@ -29,12 +28,12 @@ from bridge.store.sqlite.rows import (
 # --- lists -----------------------------------------------------------------------------------------------
 
 
-def inbound_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -> Page[Inbound]:
+def inbound_page(db: Db, narrowed: Filter, cursor: str | None, limit: int) -> Page[Inbound]:
     search = inbound_search(db, narrowed)
     return listing.page(db, listing.INBOUND, INBOUND, search, cursor, limit, inbound_of)
 
 
-def inbound_search(db: Database, narrowed: Filter) -> Search:
+def inbound_search(db: Db, narrowed: Filter) -> Search:
     """Return how to find the inbounds that match."""
     search = Search()
     search.drive.between("i.received_at", narrowed.since, narrowed.until)
@@ -61,7 +60,7 @@ def inbound_search(db: Database, narrowed: Filter) -> Search:
     return search
 
 
-def _rarer(db: Database, narrowed: Filter) -> str:
+def _rarer(db: Db, narrowed: Filter) -> str:
     """Return by which of its two columns fewer inbounds are found."""
     if narrowed.source is None or narrowed.outcome is None:
         return "i.outcome" if narrowed.source is None else "i.source"
@@ -75,30 +74,30 @@ _SPOKE_OF_ONE = (
 )
 
 
-def _counted(db: Database, kind: str, **named: str) -> int:
+def _counted(db: Db, kind: str, **named: str) -> int:
     conditions = Conditions()
     conditions.equal({"kind": kind, **named})
-    row = db.execute(_TALLIED.format(conditions=conditions.sql), conditions.values).fetchone()
+    row = row_of(db.execute(_TALLIED.format(conditions=conditions.sql), conditions.values))
     return int(row["n"] or 0)
 
 
 _TALLIED = "SELECT sum(n) AS n FROM tally WHERE {conditions}"
 
 
-def _contacts_named(db: Database, source: str | None, source_id: str) -> list[int]:
+def _contacts_named(db: Db, source: str | None, source_id: str) -> list[int]:
     rows = db.execute(_NAMED, (source, source, source_id))
     return [row["id"] for row in rows]
 
 
 # Of one source, or of all that are known: without its first column an index is of no use.
-_SOURCES = "{alias}.source IN (SELECT s.source FROM source_state s WHERE ? IS NULL OR s.source = ?)"
+_SOURCES = "{alias}.source IN (SELECT s.source FROM source_state s WHERE CAST(? AS TEXT) IS NULL OR s.source = ?)"
 _NAMED = (
     "SELECT c.id FROM contact c WHERE c.source IN"
-    " (SELECT s.source FROM source_state s WHERE ? IS NULL OR s.source = ?) AND c.source_id = ?"
+    " (SELECT s.source FROM source_state s WHERE CAST(? AS TEXT) IS NULL OR s.source = ?) AND c.source_id = ?"
 )
 
 
-def _spoken_of(db: Database, contacts: Sequence[int]) -> list[int] | None:
+def _spoken_of(db: Db, contacts: Sequence[int]) -> list[int] | None:
     """Return the inbounds that spoke of *contacts*; None when there may be more than can be told quickly."""
     each = max(1, listing.BUDGET // max(1, len(contacts)))
     found: set[int] = set()
@@ -116,7 +115,7 @@ _INBOUNDS_OF = (
 )
 
 
-def contact_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -> Page[Contact]:
+def contact_page(db: Db, narrowed: Filter, cursor: str | None, limit: int) -> Page[Contact]:
     search = Search()
     search.drive.between("c.updated_at", narrowed.since, narrowed.until)
     if narrowed.source_id is not None:
@@ -159,19 +158,19 @@ _OF_ALL_WITH = """
 """
 
 
-def delivery_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -> Page[Delivery]:
+def delivery_page(db: Db, narrowed: Filter, cursor: str | None, limit: int) -> Page[Delivery]:
     search = _delivery_search(db, narrowed)
     select = "SELECT d.* FROM delivery d"
     return listing.page(db, listing.DELIVERY, select, search, cursor, limit, delivery_of)
 
 
-def _delivery_search(db: Database, narrowed: Filter) -> Search:
+def _delivery_search(db: Db, narrowed: Filter) -> Search:
     search = Search()
     search.drive.between("d.updated_at", narrowed.since, narrowed.until)
     given = {"d.state": narrowed.state, "d.error": narrowed.error, "d.target": narrowed.target}
     people = listing.hits(db, narrowed.q) if narrowed.q and narrowed.source_id is None else None
     if people is not None:
-        search.only = [row["id"] for row in db.execute(_DELIVERIES_OF, (to_json(people),))]
+        search.only = [row["id"] for row in db.execute(_DELIVERIES_OF, (db.array(people),))]
     elif narrowed.source_id is not None:
         search.drive.add(_SOURCES.format(alias="d"), narrowed.source, narrowed.source)
         search.drive.equal({"d.source_id": narrowed.source_id})
@@ -190,11 +189,11 @@ def _delivery_search(db: Database, narrowed: Filter) -> Search:
 
 _DELIVERIES_OF = (
     "SELECT d.id FROM contact c JOIN delivery d ON d.source = c.source AND d.source_id = c.source_id"
-    " WHERE c.id IN (SELECT value FROM json_each(?))"
+    " WHERE c.id IN (SELECT i.value FROM each_id(?) i)"
 )
 
 
-def audit_page(db: Database, narrowed: Filter, cursor: str | None, limit: int) -> Page[AuditEntry]:
+def audit_page(db: Db, narrowed: Filter, cursor: str | None, limit: int) -> Page[AuditEntry]:
     search = audit_search(db, narrowed, None if cursor is None else read_cursor(cursor), limit)
     return listing.page(db, listing.AUDIT, AUDIT, search, cursor, limit, audit_of)
 
@@ -203,7 +202,7 @@ _INDEXED = ("error", "status", "kind", "target", "outcome", "source")
 _FREQUENT_KINDS = frozenset({"contact", "delivery"})  # of these kinds there is no index
 
 
-def audit_search(db: Database, narrowed: Filter, after: Place | None, limit: int) -> Search:
+def audit_search(db: Db, narrowed: Filter, after: Place | None, limit: int) -> Search:
     """Return how to find the audit entries that match, behind *after*."""
     search = Search()
     search.drive.between("a.at", narrowed.since, narrowed.until)
@@ -228,7 +227,7 @@ def audit_search(db: Database, narrowed: Filter, after: Place | None, limit: int
     if narrowed.field is not None:
         # In a list written as JSON, a name begins behind a bracket or a comma, and its own quotes are escaped.
         name = to_json(narrowed.field)
-        search.rest.add("(instr(a.fields, ?) > 0 OR instr(a.fields, ?) > 0)", f"[{name}", f",{name}")
+        search.rest.add("(strpos(a.fields, ?) > 0 OR strpos(a.fields, ?) > 0)", f"[{name}", f",{name}")
     if narrowed.q and people is None:
         term, values = listing.of_contact_with(narrowed.q, "a")
         search.rest.add(term, *values)
@@ -260,7 +259,7 @@ WHERE c.id = ? AND {span} ORDER BY a.at DESC, a.id DESC LIMIT ?
 """
 
 
-def _facts_of(db: Database, search: Search, people: Sequence[int], after: Place | None, each: int) -> None:
+def _facts_of(db: Db, search: Search, people: Sequence[int], after: Place | None, each: int) -> None:
     """Narrow *search* to the newest entries of *people*, *each* of everybody; remember how far those go back."""
     span = Conditions(list(search.drive.terms), list(search.drive.values))
     if after is not None:
@@ -281,17 +280,17 @@ def _facts_of(db: Database, search: Search, people: Sequence[int], after: Place 
 # --- single things ---------------------------------------------------------------------------------------
 
 
-def inbound(db: Database, inbound_id: int) -> Inbound | None:
+def inbound(db: Db, inbound_id: int) -> Inbound | None:
     row = db.execute(f"{INBOUND} WHERE i.id = ?", (inbound_id,)).fetchone()
     return None if row is None else inbound_of(row)
 
 
-def refusals(db: Database, source: str) -> list[Refusal]:
+def refusals(db: Db, source: str) -> list[Refusal]:
     rows = db.execute("SELECT * FROM refusal WHERE source = ? ORDER BY id DESC", (source,))
     return [Refusal(row["source"], from_iso(row["at"]), row["reason"], row["size_bytes"]) for row in rows]
 
 
-def deliveries_of(db: Database, key: RecordKey) -> list[Delivery]:
+def deliveries_of(db: Db, key: RecordKey) -> list[Delivery]:
     rows = db.execute(
         "SELECT * FROM delivery WHERE source = ? AND source_id = ? ORDER BY target", (key.source, key.source_id)
     )
@@ -301,10 +300,10 @@ def deliveries_of(db: Database, key: RecordKey) -> list[Delivery]:
 # --- health ----------------------------------------------------------------------------------------------
 
 
-def health(db: Database, lanes: LaneCounts, now: datetime) -> Health:
+def health(db: Db, lanes: LaneCounts, now: datetime) -> Health:
     tally = db.execute("SELECT kind, name, state, n FROM tally WHERE n > 0").fetchall()
     inbounds = [row for row in tally if row["kind"] == "inbound"]
-    seen = db.execute("SELECT max(seen_at) AS seen_at FROM beat WHERE role = 'worker'").fetchone()
+    seen = row_of(db.execute("SELECT max(seen_at) AS seen_at FROM beat WHERE role = 'worker'"))
     waiting = {row["name"]: row["n"] for row in inbounds if row["state"] == "accepted"}
     return Health(
         worker_seen_at=maybe_moment(seen["seen_at"]),
@@ -317,14 +316,14 @@ def health(db: Database, lanes: LaneCounts, now: datetime) -> Health:
     )
 
 
-def _unprocessed_since(db: Database, source: str) -> datetime | None:
+def _unprocessed_since(db: Db, source: str) -> datetime | None:
     row = db.execute(
         "SELECT received_at FROM inbound WHERE source = ? AND outcome = 'accepted' ORDER BY id LIMIT 1", (source,)
     ).fetchone()
     return None if row is None else from_iso(row["received_at"])
 
 
-def _oldest_due(db: Database, lanes: LaneCounts, now: datetime) -> datetime | None:
+def _oldest_due(db: Db, lanes: LaneCounts, now: datetime) -> datetime | None:
     moments = (
         next_due(db, target, number)
         for target, count in lanes.items()
@@ -338,7 +337,7 @@ def _oldest(moments: Iterable[datetime | None]) -> datetime | None:
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def _sources(db: Database, waiting: Mapping[str, int]) -> list[SourceStatus]:
+def _sources(db: Db, waiting: Mapping[str, int]) -> list[SourceStatus]:
     return [
         SourceStatus(
             source=row["source"],
@@ -352,7 +351,7 @@ def _sources(db: Database, waiting: Mapping[str, int]) -> list[SourceStatus]:
     ]
 
 
-def _targets(db: Database, lanes: LaneCounts) -> list[TargetStatus]:
+def _targets(db: Db, lanes: LaneCounts) -> list[TargetStatus]:
     known = {row["target"] for row in db.execute("SELECT target FROM target_status").fetchall()}
     return [target_status(db, target) for target in sorted(known | lanes.keys())]
 

@@ -6,30 +6,28 @@ checked row by row, for at most `BUDGET` of them; then the page says how far it 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from sqlite_utils import Database
-
 from bridge.model import from_iso
-from bridge.store.codec import Needle, cursor_of, needles, read_cursor, to_json
+from bridge.store.codec import Needle, cursor_of, needles, read_cursor
 from bridge.store.protocol import Page
-from bridge.store.sqlite.conditions import Conditions
+from bridge.store.sql.conditions import Conditions
+from bridge.store.sql.database import Db, Row
 
 T = TypeVar("T")
 Place = tuple[str, int]  # a row's moment and id: lists are sorted by both, newest first
 
 BUDGET = 10_000  # rows looked at for a page
-ONE_OF = "{id} IN (SELECT value FROM json_each(?))"
+ONE_OF = "{id} IN (SELECT i.value FROM each_id(?) i)"
 # A subquery with a limit is run as a co-routine: it ends as soon as the page is full, and gives its rows in order.
 # It tells whether a row fits, rather than the columns to tell it by, so that few of those are read.
 _LOOK = """
 SELECT moment, id FROM (
   SELECT {t}.{moment} AS moment, {t}.id AS id, ({fits}) AS fits FROM {table} {t}
   WHERE {drive} ORDER BY {t}.{moment} {order}, {t}.id {order} LIMIT ?
-) WHERE fits LIMIT ?
+) looked WHERE fits LIMIT ?
 """
 _LAST = """
 SELECT {t}.{moment} AS moment, {t}.id AS id FROM {table} {t}
@@ -78,13 +76,13 @@ class Found:
 
 
 def page(
-    db: Database,
+    db: Db,
     table: Table,
     select: str,
     search: Search,
     cursor: str | None,
     limit: int,
-    make: Callable[[sqlite3.Row], T],
+    make: Callable[[Row], T],
 ) -> Page[T]:
     """Return one page of what *search* finds; *select* gives whole rows."""
     found = look(db, table, search, None if cursor is None else read_cursor(cursor), limit)
@@ -97,22 +95,22 @@ def page(
     return Page(items)
 
 
-def rows_at(db: Database, table: Table, select: str, places: Sequence[Place]) -> list[sqlite3.Row]:
+def rows_at(db: Db, table: Table, select: str, places: Sequence[Place]) -> list[Row]:
     """Return the whole rows of *places*, in their order."""
-    ids = to_json([row_id for _, row_id in places])
-    rows = db.execute(f"{select} WHERE {ONE_OF.format(id=f'{table.alias}.id')}", (ids,)).fetchall()
+    ids = [row_id for _, row_id in places]
+    rows = db.execute(f"{select} WHERE {ONE_OF.format(id=f'{table.alias}.id')}", (db.array(ids),)).fetchall()
     by_id = {row["id"]: row for row in rows}
     return [by_id[row_id] for _, row_id in places if row_id in by_id]
 
 
 def look(
-    db: Database, table: Table, search: Search, after: Place | None, limit: int, *, ascending: bool = False
+    db: Db, table: Table, search: Search, after: Place | None, limit: int, *, ascending: bool = False
 ) -> Found:
     """Look for rows behind *after*, newest first (or oldest, *ascending*)."""
     alias, moment = table.alias, table.moment
     drive = Conditions(list(search.drive.terms), list(search.drive.values))
     if search.only is not None:
-        drive.add(ONE_OF.format(id=f"{alias}.id"), to_json(list(search.only)))
+        drive.add(ONE_OF.format(id=f"{alias}.id"), db.array(search.only))
     if after is not None:
         drive.add(f"({alias}.{moment}, {alias}.id) {'>' if ascending else '<'} (?, ?)", *after)
     budget = max(BUDGET, limit + 1)
@@ -144,7 +142,7 @@ def look(
 def contains(q: str, contact: str = "c") -> tuple[str, list[str]]:
     """Return a term, with its values, that says whether a row of *contact* has *q*."""
     texts = [needle.text for needle in needles(q)]
-    return " OR ".join([f"instr({contact}.search, ?) > 0"] * len(texts)) or "0", texts
+    return " OR ".join([f"strpos({contact}.search, ?) > 0"] * len(texts)) or "FALSE", texts
 
 
 def of_contact_with(q: str, alias: str) -> tuple[str, list[str]]:
@@ -160,10 +158,10 @@ def all_with(q: str) -> tuple[str, list[str]]:
         part, more = _hits_of(needle)
         parts.append(part)
         values += more
-    return " UNION ".join(parts) or "SELECT id FROM contact WHERE 0", values
+    return " UNION ".join(parts) or "SELECT id FROM contact WHERE FALSE", values
 
 
-def hits(db: Database, q: str) -> list[int] | None:
+def hits(db: Db, q: str) -> list[int] | None:
     """Return the ids of the contacts with *q*, or that a target knows by it; None when they are too many."""
     found = {
         row["id"]
@@ -198,6 +196,6 @@ def _hits_of(needle: Needle) -> tuple[str, list[str]]:
         return "SELECT DISTINCT contact_id FROM search_term WHERE term >= ? AND term < ?", values
     return (
         "SELECT DISTINCT t.contact_id FROM search_term t JOIN contact c ON c.id = t.contact_id"
-        " WHERE t.term >= ? AND t.term < ? AND instr(c.search, ?) > 0",
+        " WHERE t.term >= ? AND t.term < ? AND strpos(c.search, ?) > 0",
         [*values, needle.text],
     )

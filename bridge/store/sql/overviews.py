@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-
-from sqlite_utils import Database
+from typing import Any
 
 from bridge.model import AuditEntry, RecordKey, from_iso
-from bridge.store.codec import maybe_moment, to_json
+from bridge.store.codec import maybe_moment
 from bridge.store.looking import Facets, Histogram, Hit, Queue
 from bridge.store.protocol import Filter
-from bridge.store.sqlite import listing, reading, totals
-from bridge.store.sqlite.listing import Place
-from bridge.store.sqlite.processing import next_due
-from bridge.store.sqlite.rows import AUDIT, LaneCounts, audit_of, target_status
+from bridge.store.sql import listing, reading, totals
+from bridge.store.sql.database import Db, row_of
+from bridge.store.sql.listing import Place
+from bridge.store.sql.processing import next_due
+from bridge.store.sql.rows import AUDIT, LaneCounts, audit_of, target_status
 
 NEWEST = 5000  # entries that are counted one by one where no totals tell
 NEWEST_FIELDS = 1000  # entries in which changed fields are counted
@@ -26,7 +27,7 @@ GREATEST_ID = 2**63 - 1
 # --- the audit log ---------------------------------------------------------------------------------------
 
 
-def facets(db: Database, narrowed: Filter) -> Facets:
+def facets(db: Db, narrowed: Filter) -> Facets:
     if totals.told_by_totals(narrowed):
         counts, complete = totals.facets(db, narrowed), True
         places, _ = _newest(db, narrowed, NEWEST_FIELDS)
@@ -37,14 +38,14 @@ def facets(db: Database, narrowed: Filter) -> Facets:
     return totals.as_facets(counts, complete=complete)
 
 
-def histogram(db: Database, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
+def histogram(db: Db, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
     if totals.told_by_totals(narrowed):
         return totals.histogram(db, narrowed, since, until, bars)
     places, complete = _newest(db, narrowed, NEWEST)
     step_s = totals.step_of(since, until, bars)
     counts: dict[int, Counter[str]] = {start: Counter() for start in totals.starts_of(since, until, step_s)}
     for row in db.execute(
-        "SELECT at, outcome FROM audit WHERE id IN (SELECT value FROM json_each(?))", [_ids(places)]
+        "SELECT at, outcome FROM audit WHERE id IN (SELECT i.value FROM each_id(?) i)", [_ids(db, places)]
     ):
         bar = counts.get(totals.start_of(from_iso(row["at"]), step_s))
         if bar is not None:
@@ -52,16 +53,16 @@ def histogram(db: Database, narrowed: Filter, since: datetime, until: datetime, 
     return totals.as_histogram(step_s, counts, complete=complete)
 
 
-def _newest(db: Database, narrowed: Filter, most: int) -> tuple[Sequence[Place], bool]:
+def _newest(db: Db, narrowed: Filter, most: int) -> tuple[Sequence[Place], bool]:
     """Return the newest entries that match, up to *most*, and whether those are all."""
     search = reading.audit_search(db, narrowed, None, most)
     found = listing.look(db, listing.AUDIT, search, None, most)
     return found.places[:most], len(found.places) <= most and found.stopped is None
 
 
-def _counted(db: Database, places: Sequence[Place]) -> dict[str, Counter[str]]:
+def _counted(db: Db, places: Sequence[Place]) -> dict[str, Counter[str]]:
     counts: dict[str, Counter[str]] = {name: Counter() for name in totals.DIMENSIONS}
-    for row in db.execute(_COUNTED, [_ids(places)]):
+    for row in db.execute(_COUNTED, [_ids(db, places)]):
         for name in totals.DIMENSIONS:
             if row[name] is not None:
                 counts[name][str(row[name])] += row["n"]
@@ -70,24 +71,22 @@ def _counted(db: Database, places: Sequence[Place]) -> dict[str, Counter[str]]:
 
 _COUNTED = """
 SELECT kind, outcome, source, target, error, status, count(*) AS n FROM audit
-WHERE id IN (SELECT value FROM json_each(?)) GROUP BY kind, outcome, source, target, error, status
+WHERE id IN (SELECT i.value FROM each_id(?) i) GROUP BY kind, outcome, source, target, error, status
 """
 
 
-def _fields(db: Database, places: Sequence[Place]) -> Counter[str]:
+def _fields(db: Db, places: Sequence[Place]) -> Counter[str]:
     rows = db.execute(
-        "SELECT f.value AS name, count(*) AS n FROM audit a, json_each(a.fields) f"
-        " WHERE a.id IN (SELECT value FROM json_each(?)) GROUP BY f.value",
-        [_ids(places)],
+        "SELECT fields FROM audit WHERE id IN (SELECT i.value FROM each_id(?) i)", [_ids(db, places)]
     )
-    return Counter({row["name"]: row["n"] for row in rows})
+    return Counter(name for row in rows for name in json.loads(row["fields"]))
 
 
-def _ids(places: Iterable[Place]) -> str:
-    return to_json([row_id for _, row_id in places])
+def _ids(db: Db, places: Iterable[Place]) -> Any:
+    return db.array(row_id for _, row_id in places)
 
 
-def audit_entry(db: Database, entry_id: int) -> AuditEntry | None:
+def audit_entry(db: Db, entry_id: int) -> AuditEntry | None:
     row = db.execute(f"{AUDIT} WHERE a.id = ?", (entry_id,)).fetchone()
     return None if row is None else audit_of(row)
 
@@ -95,11 +94,11 @@ def audit_entry(db: Database, entry_id: int) -> AuditEntry | None:
 # --- targets ---------------------------------------------------------------------------------------------
 
 
-def queues(db: Database, lanes: LaneCounts, now: datetime) -> list[Queue]:
+def queues(db: Db, lanes: LaneCounts, now: datetime) -> list[Queue]:
     return [_queue(db, target, count, now) for target, count in sorted(lanes.items())]
 
 
-def _queue(db: Database, target: str, lanes: int, now: datetime) -> Queue:
+def _queue(db: Db, target: str, lanes: int, now: datetime) -> Queue:
     pushes = db.execute("SELECT * FROM target_push WHERE target = ?", (target,)).fetchone()
     due = [moment for number in range(lanes) if (moment := next_due(db, target, number)) is not None]
     tokens, closed_until = _quota(db, target, now)
@@ -116,11 +115,11 @@ def _queue(db: Database, target: str, lanes: int, now: datetime) -> Queue:
     )
 
 
-def _oldest_wanted(db: Database, target: str, lanes: int) -> datetime | None:
-    found = [db.execute(_OLDEST_WAITING, (target,)).fetchone()]
+def _oldest_wanted(db: Db, target: str, lanes: int) -> datetime | None:
+    found = [row_of(db.execute(_OLDEST_WAITING, (target,)))]
     for number in range(lanes):
-        found.append(db.execute(_OLDEST_SENDING, (target, number)).fetchone())
-        found.append(db.execute(_OLDEST_PENDING, (target, number, FIRST_DUE)).fetchone())
+        found.append(row_of(db.execute(_OLDEST_SENDING, (target, number))))
+        found.append(row_of(db.execute(_OLDEST_PENDING, (target, number, FIRST_DUE))))
     return maybe_moment(min((row["wanted_at"] for row in found if row["wanted_at"]), default=None))
 
 
@@ -134,11 +133,11 @@ _OLDEST_SENDING = (
 # What was wanted first is due first, or soon after: it is enough to look at the first of the queue.
 _OLDEST_PENDING = (
     "SELECT min(wanted_at) AS wanted_at FROM (SELECT wanted_at FROM delivery"
-    " WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying') ORDER BY due_at LIMIT ?)"
+    " WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying') ORDER BY due_at LIMIT ?) queued"
 )
 
 
-def _quota(db: Database, target: str, now: datetime) -> tuple[float | None, datetime | None]:
+def _quota(db: Db, target: str, now: datetime) -> tuple[float | None, datetime | None]:
     row = db.execute("SELECT * FROM quota WHERE target = ?", (target,)).fetchone()
     if row is None:
         return None, None
@@ -154,7 +153,7 @@ def _quota(db: Database, target: str, now: datetime) -> tuple[float | None, date
 # --- finding ---------------------------------------------------------------------------------------------
 
 
-def inbound_neighbours(db: Database, narrowed: Filter, inbound_id: int) -> tuple[int | None, int | None]:
+def inbound_neighbours(db: Db, narrowed: Filter, inbound_id: int) -> tuple[int | None, int | None]:
     row = db.execute("SELECT received_at FROM inbound WHERE id = ?", (inbound_id,)).fetchone()
     if row is None:
         return None, None
@@ -165,7 +164,7 @@ def inbound_neighbours(db: Database, narrowed: Filter, inbound_id: int) -> tuple
     return newer[0][1] if newer else None, older[0][1] if older else None
 
 
-def lookup(db: Database, text: str) -> list[Hit]:
+def lookup(db: Db, text: str) -> list[Hit]:
     found: dict[Hit, None] = {}
     for statement in (_BY_SOURCE_ID, _BY_TARGET_ID):
         for row in db.execute(statement, (text.strip(), MOST_HITS)):

@@ -6,16 +6,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from sqlite_utils import Database
-
 from bridge import schedule
 from bridge.errors import LostLane
 from bridge.lanes import deliver_lane, process_lane
 from bridge.model import AuditEntry, Contact, Delivery, RecordKey, State, Want, from_iso, iso
 from bridge.store.looking import Activity
 from bridge.store.protocol import Decision, Inbound, TargetStatus, Ticket, Work
-from bridge.store.sqlite import retries, totals
-from bridge.store.sqlite.rows import (
+from bridge.store.sql import retries, totals
+from bridge.store.sql.database import Db
+from bridge.store.sql.rows import (
     INBOUND,
     LaneCounts,
     add_facts,
@@ -48,23 +47,22 @@ def read_lane(lane: str) -> tuple[str, int] | None:
     return (target, int(number)) if kind == "deliver" else None
 
 
-def acquire(db: Database, lane: str, owner: str, lanes: LaneCounts, now: datetime) -> Ticket:
-    db.execute(
+def acquire(db: Db, lane: str, owner: str, lanes: LaneCounts, now: datetime) -> Ticket:
+    taken = db.execute(
         "INSERT INTO lane (name, owner, fence, taken_at) VALUES (?, ?, 1, ?) ON CONFLICT (name) DO UPDATE"
-        " SET owner = excluded.owner, fence = fence + 1, taken_at = excluded.taken_at",
+        " SET owner = excluded.owner, fence = lane.fence + 1, taken_at = excluded.taken_at RETURNING fence",
         (lane, owner, iso(now)),
-    )
+    ).fetchone()
     if (delivers := read_lane(lane)) is not None:
         target, number = delivers
         _deal_out(db, target, lanes.get(target, 1))
         _take_up(db, target, number, lanes, now)
-    row = db.execute("SELECT fence FROM lane WHERE name = ?", (lane,)).fetchone()
-    return Ticket(lane, row["fence"])
+    return Ticket(lane, 0 if taken is None else taken["fence"])
 
 
-def _deal_out(db: Database, target: str, count: int) -> None:
+def _deal_out(db: Db, target: str, count: int) -> None:
     """Give every contact its lane anew when the number of lanes is no longer what it was."""
-    row = db.execute("SELECT lanes FROM lane_count WHERE target = ?", (target,)).fetchone()
+    row = db.execute("SELECT lanes FROM lane_count WHERE target = ? FOR UPDATE", (target,)).fetchone()
     if row is not None and row["lanes"] == count:
         return
     db.execute("UPDATE delivery SET lane = slot % ? WHERE target = ?", (count, target))
@@ -75,22 +73,37 @@ def _deal_out(db: Database, target: str, count: int) -> None:
     )
 
 
-def _take_up(db: Database, target: str, number: int, lanes: LaneCounts, now: datetime) -> None:
+def _take_up(db: Db, target: str, number: int, lanes: LaneCounts, now: datetime) -> None:
     """Make due again what the previous runner was sending when it ended."""
     status = target_status(db, target)
     rows = db.execute(
-        "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state = 'sending'", (target, number)
+        "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state = 'sending' FOR UPDATE", (target, number)
     ).fetchall()
     for row in rows:
         save_delivery(db, fitted(schedule.interrupted(delivery_of(row), now), status, now), lanes)
 
 
-def check_fence(db: Database, ticket: Ticket) -> None:
-    row = db.execute("SELECT owner, fence FROM lane WHERE name = ?", (ticket.lane,)).fetchone()
+def check_fence(db: Db, ticket: Ticket) -> None:
+    """Raise `LostLane` unless *ticket* is the newest, which it stays until the transaction ends."""
+    row = db.execute("SELECT owner, fence FROM lane WHERE name = ? FOR UPDATE", (ticket.lane,)).fetchone()
     if row is None or row["fence"] != ticket.fence:
         raise LostLane(
             f"Lane {ticket.lane} was taken over by {row['owner'] if row else 'nobody'}; nothing was saved."
         )
+
+
+def keep_open(db: Db, target: str) -> None:
+    """Have *target* stay as open or closed as it is until the transaction ends."""
+    db.lock(_door(target), shared=True)
+
+
+def open_or_close(db: Db, target: str) -> None:
+    """Wait until nobody builds on whether *target* is open, and have nobody do so until the transaction ends."""
+    db.lock(_door(target))
+
+
+def _door(target: str) -> str:
+    return f"target {target}"
 
 
 def fitted(delivery: Delivery, status: TargetStatus, now: datetime) -> Delivery:
@@ -103,11 +116,12 @@ def fitted(delivery: Delivery, status: TargetStatus, now: datetime) -> Delivery:
     return delivery
 
 
-def due_lanes(db: Database, lanes: LaneCounts, now: datetime) -> Due:
+def due_lanes(db: Db, lanes: LaneCounts, now: datetime) -> Due:
     due: Due = {}
     for row in db.execute("SELECT source FROM source_state").fetchall():
         source = row["source"]
-        moments = [moment for sql in _SOURCE_DUE for moment in db.execute(sql, (source,)).fetchone() if moment]
+        found = [db.execute(sql, (source,)).fetchone() for sql in _SOURCE_DUE]
+        moments = [row["due"] for row in found if row is not None and row["due"]]
         if moments:
             due[process_lane(source)] = max(from_iso(min(moments)), now)
     for target, count in lanes.items():
@@ -122,25 +136,26 @@ def due_lanes(db: Database, lanes: LaneCounts, now: datetime) -> Due:
 
 _SOURCE_DUE = (
     # The oldest by id, not the least moment: the index finds it without looking at the others.
-    "SELECT (SELECT received_at FROM inbound WHERE source = ? AND outcome = 'accepted' ORDER BY id LIMIT 1)",
-    "SELECT min(replay_at) FROM contact WHERE source = ? AND replay_at IS NOT NULL",
-    "SELECT min(read_due) FROM contact WHERE source = ? AND read_due IS NOT NULL",
+    "SELECT (SELECT received_at FROM inbound WHERE source = ? AND outcome = 'accepted' ORDER BY id LIMIT 1)"
+    " AS due",
+    "SELECT min(replay_at) AS due FROM contact WHERE source = ? AND replay_at IS NOT NULL",
+    "SELECT min(read_due) AS due FROM contact WHERE source = ? AND read_due IS NOT NULL",
 )
 
 
-def next_due(db: Database, target: str, number: int) -> datetime | None:
+def next_due(db: Db, target: str, number: int) -> datetime | None:
     row = db.execute(
         "SELECT min(due_at) AS due_at FROM delivery"
         " WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')",
         (target, number),
     ).fetchone()
-    return None if row["due_at"] is None else from_iso(row["due_at"])
+    return None if row is None or row["due_at"] is None else from_iso(row["due_at"])
 
 
 # --- processing ------------------------------------------------------------------------------------------
 
 
-def work(db: Database, source: str, now: datetime, limit: int) -> Work:
+def work(db: Db, source: str, now: datetime, limit: int) -> Work:
     inbounds, more = _queued(db, source, limit)
     until = (source, iso(now), limit + 1)
     again = {RecordKey(source, row["source_id"]): bool(row["asked"]) for row in db.execute(_AGAIN, until)}
@@ -166,7 +181,7 @@ _READS = (
 )
 
 
-def _queued(db: Database, source: str, limit: int) -> tuple[list[Inbound], bool]:
+def _queued(db: Db, source: str, limit: int) -> tuple[list[Inbound], bool]:
     """Return the oldest queued inbounds, up to *limit* or what fits in memory, and whether there are more."""
     inbounds: list[Inbound] = []
     size = 0
@@ -181,7 +196,7 @@ def _queued(db: Database, source: str, limit: int) -> tuple[list[Inbound], bool]
     return inbounds, False
 
 
-def contacts(db: Database, keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
+def contacts(db: Db, keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
     found = {}
     for key in keys:
         row = db.execute(
@@ -193,8 +208,10 @@ def contacts(db: Database, keys: Collection[RecordKey]) -> dict[RecordKey, Conta
     return found
 
 
-def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneCounts, now: datetime) -> Due:
+def commit(db: Db, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneCounts, now: datetime) -> Due:
     check_fence(db, ticket)
+    for target in sorted({want.target for want in decision.wants}):
+        keep_open(db, target)
     moment = iso(now)
     due: Due = {}
     for contact in decision.contacts:
@@ -226,6 +243,8 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
         if left is not None and not left["asked"]:
             retries.decided(db, key)
     _note_source(db, ticket.lane.removeprefix("process:"), decision.account)
+    for lane, when in due.items():
+        db.make_due(lane, when)
     return due
 
 
@@ -233,7 +252,7 @@ def commit(db: Database, salt: bytes, ticket: Ticket, decision: Decision, lanes:
 # somebody asked for while it was being decided without that stays to be decided.
 _DECIDED = (
     "UPDATE contact SET read_due = CASE WHEN read_due > ? THEN read_due END,"
-    " replay_at = CASE WHEN asked AND ? THEN replay_at END, asked = asked * ?"
+    " replay_at = CASE WHEN asked > 0 AND ? THEN replay_at END, asked = CASE WHEN ? THEN asked ELSE 0 END"
     " WHERE source = ? AND source_id = ? RETURNING asked"
 )
 
@@ -264,7 +283,7 @@ def _unchanged(want: Want, now: datetime) -> AuditEntry:
     )
 
 
-def _plan(db: Database, want: Want, lanes: LaneCounts, now: datetime) -> tuple[Delivery | None, Delivery]:
+def _plan(db: Db, want: Want, lanes: LaneCounts, now: datetime) -> tuple[Delivery | None, Delivery]:
     """Save the delivery's next row; return the one before and this one."""
     stored = load_delivery(db, want.target, want.key)
     if want.again and not retries.meant(db, want.target, want.key):
@@ -280,7 +299,7 @@ def _plan(db: Database, want: Want, lanes: LaneCounts, now: datetime) -> tuple[D
 
 
 def _with_inheritance(
-    db: Database, want: Want, current: Delivery | None, lanes: LaneCounts, now: datetime
+    db: Db, want: Want, current: Delivery | None, lanes: LaneCounts, now: datetime
 ) -> Delivery | None:
     """Return *current* with the link of a record that was merged into this one, which lets go of it."""
     if current is not None and current.target_id is not None:
@@ -303,7 +322,7 @@ def _with_inheritance(
     return _with_doubt(db, want, current, now)
 
 
-def _with_doubt(db: Database, want: Want, current: Delivery | None, now: datetime) -> Delivery | None:
+def _with_doubt(db: Db, want: Want, current: Delivery | None, now: datetime) -> Delivery | None:
     """Return *current* with the create of unknown fate of a record that was merged into this one."""
     if current is not None and current.unsure_since is not None:
         return current
@@ -315,12 +334,12 @@ def _with_doubt(db: Database, want: Want, current: Delivery | None, now: datetim
     return current
 
 
-def _erase(db: Database, decision: Decision, lanes: LaneCounts, now: datetime) -> None:
+def _erase(db: Db, decision: Decision, lanes: LaneCounts, now: datetime) -> None:
     planned = {(want.target, want.key) for want in decision.wants}
     for key in decision.erased:
         forget_person(db, key)
         rows = db.execute(
-            "SELECT * FROM delivery WHERE source = ? AND source_id = ?", (key.source, key.source_id)
+            "SELECT * FROM delivery WHERE source = ? AND source_id = ? FOR UPDATE", (key.source, key.source_id)
         ).fetchall()
         for row in rows:
             delivery = delivery_of(row)
@@ -333,16 +352,16 @@ def _erase(db: Database, decision: Decision, lanes: LaneCounts, now: datetime) -
                 save_delivery(db, wiped, lanes)
 
 
-def _note_source(db: Database, source: str, account: str | None) -> None:
+def _note_source(db: Db, source: str, account: str | None) -> None:
     """Have the source known, and remember its first account."""
     db.execute(
         "INSERT INTO source_state (source, account) VALUES (?, ?) ON CONFLICT (source) DO UPDATE"
-        " SET account = coalesce(account, excluded.account)",
+        " SET account = coalesce(source_state.account, excluded.account)",
         (source, account),
     )
 
 
-def mark_for_replay(db: Database, keys: Iterable[RecordKey], now: str) -> list[RecordKey]:
+def mark_for_replay(db: Db, keys: Iterable[RecordKey], now: str) -> list[RecordKey]:
     """Mark those of *keys* that are known, and return them."""
     return [
         key
@@ -354,12 +373,14 @@ def mark_for_replay(db: Database, keys: Iterable[RecordKey], now: str) -> list[R
     ]
 
 
-def queue_again(db: Database, inbound_ids: Collection[int]) -> Mapping[int, str]:
+def queue_again(db: Db, inbound_ids: Collection[int]) -> Mapping[int, str]:
     """Queue those inbounds whose bytes are still there; return the source of each."""
     queued = {}
     for inbound_id in dict.fromkeys(inbound_ids):
         row = db.execute(
-            "SELECT i.source FROM inbound i JOIN payload p ON p.digest = i.digest WHERE i.id = ?", (inbound_id,)
+            "SELECT i.source FROM inbound i JOIN payload p ON p.digest = i.digest AND same_day(p, i.received_at)"
+            " WHERE i.id = ?",
+            (inbound_id,),
         ).fetchone()
         if row is not None:
             # What was said of it last is no longer so, until it is processed.

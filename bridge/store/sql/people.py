@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import datetime, timedelta
-
-from sqlite_utils import Database
 
 from bridge.model import from_iso, iso
 from bridge.store.codec import maybe_moment
 from bridge.store.looking import Role, User
+from bridge.store.sql.database import Db, Row
 
 SEEN_EVERY = timedelta(minutes=1)  # a moment that is looked at by people need not be exact
 
 
-def users(db: Database) -> list[User]:
+def users(db: Db) -> list[User]:
     return [_user_of(row) for row in db.execute("SELECT * FROM person ORDER BY name")]
 
 
-def user(db: Database, name: str) -> User | None:
+def user(db: Db, name: str) -> User | None:
     row = db.execute("SELECT * FROM person WHERE name = ?", (name,)).fetchone()
     return None if row is None else _user_of(row)
 
 
-def _user_of(row: sqlite3.Row) -> User:
+def _user_of(row: Row) -> User:
     return User(
         name=row["name"],
         role=Role(row["role"]),
@@ -34,7 +32,7 @@ def _user_of(row: sqlite3.Row) -> User:
     )
 
 
-def save(db: Database, user: User, now: datetime) -> None:
+def save(db: Db, user: User, now: datetime) -> None:
     db.execute(
         "INSERT INTO person (name, role, password_hash, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (name)"
         " DO UPDATE SET role = excluded.role, password_hash = excluded.password_hash",
@@ -42,19 +40,19 @@ def save(db: Database, user: User, now: datetime) -> None:
     )
 
 
-def remove(db: Database, name: str) -> bool:
+def remove(db: Db, name: str) -> bool:
     """Remove somebody, with the links that were made for him."""
     db.execute("DELETE FROM login_link WHERE name = ?", (name,))
     return db.execute("DELETE FROM person WHERE name = ?", (name,)).rowcount > 0
 
 
-def end_sessions(db: Database, name: str) -> None:
+def end_sessions(db: Db, name: str) -> None:
     """End the sessions that there are, and those that links not used yet would begin."""
     db.execute("DELETE FROM login_link WHERE name = ?", (name,))
     db.execute("UPDATE person SET epoch = epoch + 1 WHERE name = ?", (name,))
 
 
-def unseen(db: Database, name: str, now: datetime) -> bool:
+def unseen(db: Db, name: str, now: datetime) -> bool:
     """Say whether it is worth a write that *name* was seen."""
     row = db.execute("SELECT last_seen_at FROM person WHERE name = ?", (name,)).fetchone()
     if row is None:
@@ -63,17 +61,17 @@ def unseen(db: Database, name: str, now: datetime) -> bool:
     return last is None or abs(now - last) >= SEEN_EVERY
 
 
-def seen(db: Database, name: str, now: datetime) -> None:
+def seen(db: Db, name: str, now: datetime) -> None:
     db.execute("UPDATE person SET last_seen_at = ? WHERE name = ?", (iso(now), name))
 
 
-def add_login_link(db: Database, link_id: str, name: str, expires_at: datetime) -> None:
+def add_login_link(db: Db, link_id: str, name: str, expires_at: datetime) -> None:
     db.execute(
         "INSERT INTO login_link (link_id, name, expires_at) VALUES (?, ?, ?)", (link_id, name, iso(expires_at))
     )
 
 
-def use_login_link(db: Database, link_id: str, now: datetime) -> str | None:
+def use_login_link(db: Db, link_id: str, now: datetime) -> str | None:
     """Take the link out, so that it works once, and those that are too old with it."""
     db.execute("DELETE FROM login_link WHERE expires_at <= ?", (iso(now),))
     row = db.execute("DELETE FROM login_link WHERE link_id = ? RETURNING name", (link_id,)).fetchone()

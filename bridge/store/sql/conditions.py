@@ -40,7 +40,7 @@ class Conditions:
 
     @property
     def sql(self) -> str:
-        return " AND ".join(self.terms) or "1"
+        return " AND ".join(self.terms) or "TRUE"
 
     def __bool__(self) -> bool:
         return bool(self.terms)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlite_utils import Database
-
 from bridge.model import AuditEntry, Delivery, State, iso
 from bridge.store.looking import LAG_BOUNDS_MS, LATENCY_BOUNDS_MS, Activity, Facets, Histogram, Latency
 from bridge.store.looking import Bar as HistogramBar
 from bridge.store.protocol import Attempt, Filter
-from bridge.store.sqlite.conditions import Conditions
+from bridge.store.sql.conditions import Conditions
+from bridge.store.sql.database import Db, Row, row_of
 
 MINUTE_S, HOUR_S, EVER = 60, 3600, 0  # the lengths of a row's span
 MINUTES_FOR = timedelta(days=2)  # longer spans are told in hours
@@ -50,7 +48,7 @@ def of_entry(entry: AuditEntry) -> tuple[datetime, Activity]:
     return entry.at, counted
 
 
-def count(db: Database, happened: Iterable[tuple[datetime, Activity]]) -> None:
+def count(db: Db, happened: Iterable[tuple[datetime, Activity]]) -> None:
     """Add to the totals: one statement for all of a transaction."""
     sums: dict[tuple[object, ...], list[int]] = {}
     for moment, one in happened:
@@ -61,19 +59,14 @@ def count(db: Database, happened: Iterable[tuple[datetime, Activity]]) -> None:
             total[0] += one.count
             total[1] += one.calls
             total[2] += one.duration_ms
-    if not sums:
-        return
-    db.conn.executemany(
-        "INSERT INTO activity VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-        " n = n + excluded.n, calls = calls + excluded.calls, duration_ms = duration_ms + excluded.duration_ms",
-        [(*key, *total) for key, total in sums.items()],
-    )
+    if sums:
+        db.add("activity", sums)
 
 
-def count_push(db: Database, target: str, attempt: Attempt) -> None:
+def count_push(db: Db, target: str, attempt: Attempt) -> None:
     """Add to how long the target's pushes took, and remember how the last one went."""
     took_ms = attempt.duration_ms
-    db.execute(f"INSERT INTO latency {_ONE_MORE}", (target, _bound(LATENCY_BOUNDS_MS, took_ms), took_ms))
+    db.add("latency", {(target, _bound(LATENCY_BOUNDS_MS, took_ms)): (1, took_ms)})
     at = iso(attempt.at)
     if attempt.error is None:
         db.execute(
@@ -90,22 +83,19 @@ def count_push(db: Database, target: str, attempt: Attempt) -> None:
         )
 
 
-def count_lag(db: Database, before: Delivery | None, after: Delivery) -> None:
+def count_lag(db: Db, before: Delivery | None, after: Delivery) -> None:
     """Add for how long a contact was behind, where the push that ended made the target hold what it should."""
     if before is None or before.wanted_at is None or after.state not in CAUGHT_UP:
         return
     lag_ms = max(0, round((after.updated_at - before.wanted_at).total_seconds() * 1000))
-    db.execute(f"INSERT INTO lag {_ONE_MORE}", (after.target, _bound(LAG_BOUNDS_MS, lag_ms), lag_ms))
-
-
-_ONE_MORE = "VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE SET n = n + 1, total_ms = total_ms + excluded.total_ms"
+    db.add("lag", {(after.target, _bound(LAG_BOUNDS_MS, lag_ms)): (1, lag_ms)})
 
 
 def _bound(bounds_ms: Sequence[int], took_ms: int) -> int:
     return next((one for one in bounds_ms if took_ms <= one), bounds_ms[-1])
 
 
-def prune_minutes(db: Database) -> None:
+def prune_minutes(db: Db) -> None:
     """Delete the totals of minutes that are older than anybody asks for."""
     newest = _newest_minute(db)
     if newest is not None:
@@ -116,17 +106,17 @@ def prune_minutes(db: Database) -> None:
 # --- reading ---------------------------------------------------------------------------------------------
 
 
-def activity(db: Database, since: datetime, until: datetime) -> list[Activity]:
+def activity(db: Db, since: datetime, until: datetime) -> list[Activity]:
     return _activities(db, _span(db, since, until))
 
 
-def totals(db: Database) -> list[Activity]:
+def totals(db: Db) -> list[Activity]:
     conditions = Conditions()
     conditions.equal({"step": EVER})
     return _activities(db, conditions)
 
 
-def matching(db: Database, narrowed: Filter) -> dict[tuple[str, ...], int]:
+def matching(db: Db, narrowed: Filter) -> dict[tuple[str, ...], int]:
     """Return how many entries there are of each combination of `DIMENSIONS`, as far as those narrow them."""
     conditions = _of_dimensions(narrowed)
     if narrowed.since is None and narrowed.until is None:
@@ -146,7 +136,7 @@ def told_by_totals(narrowed: Filter) -> bool:
     )
 
 
-def facets(db: Database, narrowed: Filter) -> dict[str, Counter[str]]:
+def facets(db: Db, narrowed: Filter) -> dict[str, Counter[str]]:
     """Count each dimension of the entries that *narrowed* finds; totals must be enough to tell them."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in DIMENSIONS}
     for values, n in matching(db, narrowed).items():
@@ -160,7 +150,7 @@ def as_facets(counts: Mapping[str, Counter[str]], *, complete: bool) -> Facets:
     return Facets({name: counter.most_common() for name, counter in counts.items()}, complete)
 
 
-def histogram(db: Database, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
+def histogram(db: Db, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
     """Count entries over time; totals must be enough to tell them."""
     step_s = step_of(since, until, bars)
     if step_s < HOUR_S and not _has_minutes(db, since):
@@ -183,10 +173,11 @@ def as_histogram(step_s: int, counts: Mapping[int, Mapping[str, int]], *, comple
     return Histogram(step_s, bars, complete)
 
 
-def heard(db: Database, source: str, since: datetime, until: datetime) -> list[HistogramBar]:
+def heard(db: Db, source: str, since: datetime, until: datetime) -> list[HistogramBar]:
     """Return how many webhooks of *source* came in each hour from *since* on."""
     start, end = int(since.timestamp()), _ceiling(until)
-    found = dict(db.execute(_HEARD, (HOUR_S, start - start % HOUR_S, end, HEARD, source)).fetchall())
+    rows = db.execute(_HEARD, (HOUR_S, start - start % HOUR_S, end, HEARD, source)).fetchall()
+    found = {row["bucket"]: row["n"] for row in rows}
     return [
         HistogramBar(datetime.fromtimestamp(bucket, UTC), {HEARD: found[bucket]} if bucket in found else {})
         for bucket in range(start - start % HOUR_S, end, HOUR_S)
@@ -194,8 +185,8 @@ def heard(db: Database, source: str, since: datetime, until: datetime) -> list[H
 
 
 _HEARD = (
-    "SELECT bucket, sum(n) FROM activity WHERE step = ? AND bucket >= ? AND bucket < ? AND kind = ? AND source = ?"
-    " GROUP BY bucket"
+    "SELECT bucket, sum(n) AS n FROM activity WHERE step = ? AND bucket >= ? AND bucket < ? AND kind = ?"
+    " AND source = ? GROUP BY bucket"
 )
 
 
@@ -229,15 +220,15 @@ def _ceiling(moment: datetime) -> int:
     return -int(-moment.timestamp() // 1)
 
 
-def latencies(db: Database) -> list[Latency]:
+def latencies(db: Db) -> list[Latency]:
     return _times(db.execute("SELECT * FROM latency ORDER BY target"), LATENCY_BOUNDS_MS)
 
 
-def lags(db: Database) -> list[Latency]:
+def lags(db: Db) -> list[Latency]:
     return _times(db.execute("SELECT * FROM lag ORDER BY target"), LAG_BOUNDS_MS)
 
 
-def _times(rows: Iterable[sqlite3.Row], bounds_ms: Sequence[int]) -> list[Latency]:
+def _times(rows: Iterable[Row], bounds_ms: Sequence[int]) -> list[Latency]:
     found: dict[str, dict[int, int]] = {}
     sums: Counter[str] = Counter()
     for row in rows:
@@ -256,7 +247,7 @@ SELECT bucket - (bucket - ?) % ? AS start, outcome, sum(n) AS n FROM activity WH
 """
 
 
-def _activities(db: Database, conditions: Conditions) -> list[Activity]:
+def _activities(db: Db, conditions: Conditions) -> list[Activity]:
     rows = db.execute(_SUMMED.format(conditions=conditions.sql), conditions.values).fetchall()
     return [
         Activity(
@@ -281,7 +272,7 @@ def _of_dimensions(narrowed: Filter) -> Conditions:
     return conditions
 
 
-def _span(db: Database, since: datetime, until: datetime | None) -> Conditions:
+def _span(db: Db, since: datetime, until: datetime | None) -> Conditions:
     """Narrow to the rows of a span: minutes where they are kept, else hours; its ends are rounded to theirs."""
     conditions = Conditions()
     start, end = int(since.timestamp()), sys.maxsize if until is None else _ceiling(until)
@@ -304,18 +295,18 @@ def _span(db: Database, since: datetime, until: datetime | None) -> Conditions:
 _WITHIN = "step = ? AND bucket >= ? AND bucket < ?"
 
 
-def _has_minutes(db: Database, since: datetime) -> bool:
+def _has_minutes(db: Db, since: datetime) -> bool:
     newest = _newest_minute(db)
     return newest is not None and since.timestamp() >= newest - MINUTES_KEPT.total_seconds()
 
 
-def _newest_minute(db: Database) -> int | None:
-    row = db.execute("SELECT max(bucket) AS newest FROM activity WHERE step = ?", (MINUTE_S,)).fetchone()
+def _newest_minute(db: Db) -> int | None:
+    row = row_of(db.execute("SELECT max(bucket) AS newest FROM activity WHERE step = ?", (MINUTE_S,)))
     newest: int | None = row["newest"]
     return newest
 
 
-def outlook(db: Database, narrowed: Filter, names: Sequence[str]) -> tuple[int | None, str | None]:
+def outlook(db: Db, narrowed: Filter, names: Sequence[str]) -> tuple[int | None, str | None]:
     """Return how many entries match at most, and which dimension of *names* the fewest entries have as wanted.
 
     None: that cannot be told without narrowing any of them.

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
-
-from sqlite_utils import Database
 
 from bridge import schedule
 from bridge.lanes import slot_of
@@ -28,7 +25,8 @@ from bridge.store.codec import (
     to_json,
 )
 from bridge.store.protocol import Inbound, TargetStatus
-from bridge.store.sqlite import totals
+from bridge.store.sql import totals
+from bridge.store.sql.database import Db, Row
 
 LaneCounts = Mapping[str, int]  # target -> how many delivery lanes it has
 
@@ -41,9 +39,9 @@ def digest(salt: bytes, scope: str, content: bytes) -> bytes:
 # --- contacts --------------------------------------------------------------------------------------------
 
 
-def save_contact(db: Database, contact: Contact, now: str) -> None:
+def save_contact(db: Db, contact: Contact, now: str) -> None:
     before = db.execute(
-        "SELECT id, search FROM contact WHERE source = ? AND source_id = ?",
+        "SELECT search FROM contact WHERE source = ? AND source_id = ? FOR UPDATE",
         (contact.key.source, contact.key.source_id),
     ).fetchone()
     search = search_text(contact)
@@ -51,7 +49,7 @@ def save_contact(db: Database, contact: Contact, now: str) -> None:
         "INSERT INTO contact (source, source_id, data, search, erased, read_due, updated_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, source_id) DO UPDATE SET data = excluded.data,"
         " search = excluded.search, erased = excluded.erased, read_due = excluded.read_due,"
-        " updated_at = excluded.updated_at",
+        " updated_at = excluded.updated_at RETURNING id",
         (
             contact.key.source,
             contact.key.source_id,
@@ -61,29 +59,27 @@ def save_contact(db: Database, contact: Contact, now: str) -> None:
             maybe_iso(contact.read_due),
             now,
         ),
-    )
-    if before is None:
-        _save_terms(db, saved.lastrowid, "", search)
-    elif before["search"] != search:
-        _save_terms(db, before["id"], before["search"], search)
+    ).fetchone()
+    if saved is not None and (before is None or before["search"] != search):
+        _save_terms(db, saved["id"], "" if before is None else before["search"], search)
 
 
-def _save_terms(db: Database, contact_id: int | None, before: str, now: str) -> None:
+def _save_terms(db: Db, contact_id: int, before: str, now: str) -> None:
     """Keep where the words of a search text begin. It alone makes them, so that the ones before are known."""
     old, new = search_terms(before), search_terms(now)
-    db.conn.executemany(
+    db.executemany(
         "DELETE FROM search_term WHERE term = ? AND contact_id = ?", [(term, contact_id) for term in old - new]
     )
-    db.conn.executemany(
+    db.executemany(
         "INSERT INTO search_term (term, contact_id) VALUES (?, ?)", [(term, contact_id) for term in new - old]
     )
 
 
-def contact_of(row: sqlite3.Row) -> Contact:
+def contact_of(row: Row) -> Contact:
     return contact_from(RecordKey(row["source"], row["source_id"]), row["data"])
 
 
-def is_erased(db: Database, key: RecordKey) -> bool:
+def is_erased(db: Db, key: RecordKey) -> bool:
     row = db.execute(
         "SELECT erased FROM contact WHERE source = ? AND source_id = ?", (key.source, key.source_id)
     ).fetchone()
@@ -111,15 +107,16 @@ def lane_number(lanes: LaneCounts, target: str, key: RecordKey) -> int:
     return slot_of(key) % lanes.get(target, 1)
 
 
-def load_delivery(db: Database, target: str, key: RecordKey) -> Delivery | None:
+def load_delivery(db: Db, target: str, key: RecordKey) -> Delivery | None:
+    """Return the delivery, which nobody else changes until the transaction ends."""
     row = db.execute(
-        "SELECT * FROM delivery WHERE target = ? AND source = ? AND source_id = ?",
+        "SELECT * FROM delivery WHERE target = ? AND source = ? AND source_id = ? FOR UPDATE",
         (target, key.source, key.source_id),
     ).fetchone()
     return None if row is None else delivery_of(row)
 
 
-def save_delivery(db: Database, delivery: Delivery, lanes: LaneCounts) -> None:
+def save_delivery(db: Db, delivery: Delivery, lanes: LaneCounts) -> None:
     key = delivery.key
     slot = slot_of(key)
     db.execute(
@@ -151,7 +148,7 @@ def save_delivery(db: Database, delivery: Delivery, lanes: LaneCounts) -> None:
     )
 
 
-def delivery_of(row: sqlite3.Row) -> Delivery:
+def delivery_of(row: Row) -> Delivery:
     return Delivery(
         target=row["target"],
         key=RecordKey(row["source"], row["source_id"]),
@@ -175,7 +172,7 @@ def delivery_of(row: sqlite3.Row) -> Delivery:
     )
 
 
-def linked_to(db: Database, target: str, key: RecordKey, target_id: str | None) -> str | None:
+def linked_to(db: Db, target: str, key: RecordKey, target_id: str | None) -> str | None:
     """Return the source id of another contact of the same source that holds *target_id*, None if there is none."""
     if target_id is None:
         return None
@@ -190,7 +187,7 @@ def linked_to(db: Database, target: str, key: RecordKey, target_id: str | None) 
 # --- targets ---------------------------------------------------------------------------------------------
 
 
-def target_status(db: Database, target: str) -> TargetStatus:
+def target_status(db: Db, target: str) -> TargetStatus:
     row = db.execute("SELECT * FROM target_status WHERE target = ?", (target,)).fetchone()
     if row is None:
         return TargetStatus(target)
@@ -207,18 +204,21 @@ def target_status(db: Database, target: str) -> TargetStatus:
 
 # --- inbounds --------------------------------------------------------------------------------------------
 
-INBOUND = "SELECT i.*, p.body FROM inbound i LEFT JOIN payload p ON p.digest = i.digest"
+INBOUND = (
+    "SELECT i.*, p.body, p.url AS whole_url, p.headers AS kept_headers FROM inbound i"
+    " LEFT JOIN payload p ON p.digest = i.digest AND same_day(p, i.received_at)"
+)
 
 
-def inbound_of(row: sqlite3.Row) -> Inbound:
+def inbound_of(row: Row) -> Inbound:
     """Return a row of `INBOUND` as an inbound."""
     return Inbound(
         id=row["id"],
         source=row["source"],
         received_at=from_iso(row["received_at"]),
         method=row["method"],
-        url=row["url"],
-        headers=json.loads(row["headers"]),
+        url=row["whole_url"] or row["url"],
+        headers=json.loads(row["kept_headers"] or row["headers"]),
         body=None if row["body"] is None else zlib.decompress(row["body"]),
         outcome=Outcome(row["outcome"]),
         reason=row["reason"],
@@ -232,19 +232,47 @@ def inbound_of(row: sqlite3.Row) -> Inbound:
 
 # --- facts and payloads ----------------------------------------------------------------------------------
 
-AUDIT = "SELECT a.*, p.body FROM audit a LEFT JOIN payload p ON p.digest = a.digest"
+AUDIT = "SELECT a.*, p.body FROM audit a LEFT JOIN payload p ON p.digest = a.digest AND same_day(p, a.at)"
 
 
-def save_payload(db: Database, key: bytes, packed: bytes, created_at: str) -> None:
+def save_payload(db: Db, key: bytes, packed: bytes, created_at: str) -> None:
     """Keep *packed* (zlib) under its digest. What is there already is as young as its newest use."""
-    db.execute(
-        "INSERT INTO payload (digest, body, created_at) VALUES (?, ?, ?)"
-        " ON CONFLICT (digest) DO UPDATE SET created_at = max(created_at, excluded.created_at)",
-        (key, packed, created_at),
-    )
+    insert_payloads(db, [(key, packed, created_at, None, None)])
 
 
-def add_facts(db: Database, salt: bytes, entries: Collection[AuditEntry]) -> None:
+PAYLOAD = ("digest", "body", "created_at", "url", "headers")
+
+
+def insert_payloads(db: Db, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Keep *rows* of the columns `PAYLOAD`."""
+    if db.by_day:
+        insert_many(db, "payload", (*PAYLOAD, "day"), [(*row, row[2][:10]) for row in rows], _USED_AGAIN_THAT_DAY)
+    else:
+        insert_many(db, "payload", PAYLOAD, rows, _USED_AGAIN)
+
+
+_USED_AGAIN = "ON CONFLICT (digest) DO UPDATE SET created_at = greatest(payload.created_at, excluded.created_at)"
+_USED_AGAIN_THAT_DAY = (
+    "ON CONFLICT (digest, day) DO UPDATE SET created_at = greatest(payload.created_at, excluded.created_at)"
+)
+VALUES_AT_ONCE = 16_000  # SQLite takes 32,766
+
+
+def insert_many(
+    db: Db, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]], or_else: str = ""
+) -> None:
+    """Insert *rows* with few statements: each lets go of the interpreter's lock, which many threads fight over."""
+    one = f"({','.join('?' * len(columns))})"
+    step = VALUES_AT_ONCE // len(columns)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        db.execute(
+            f"INSERT INTO {table} ({','.join(columns)}) VALUES {','.join([one] * len(part))} {or_else}",  # noqa: S608
+            [value for row in part for value in row],
+        )
+
+
+def add_facts(db: Db, salt: bytes, entries: Collection[AuditEntry]) -> None:
     """Append *entries*, and count them. Nothing personal is kept of a person who was erased."""
     totals.count(db, map(totals.of_entry, entries))
     for entry in entries:
@@ -276,13 +304,13 @@ def add_facts(db: Database, salt: bytes, entries: Collection[AuditEntry]) -> Non
         )
 
 
-def _of_erased(db: Database, entry: AuditEntry) -> bool:
+def _of_erased(db: Db, entry: AuditEntry) -> bool:
     if entry.source is None or entry.source_id is None:
         return False
     return is_erased(db, RecordKey(entry.source, entry.source_id))
 
 
-def audit_of(row: sqlite3.Row) -> AuditEntry:
+def audit_of(row: Row) -> AuditEntry:
     """Return a row of `AUDIT` as an entry."""
     detail: Any = None if row["body"] is None else json.loads(zlib.decompress(row["body"]))
     return AuditEntry(
@@ -304,7 +332,7 @@ def audit_of(row: sqlite3.Row) -> AuditEntry:
     )
 
 
-def forget_person(db: Database, key: RecordKey) -> None:
+def forget_person(db: Db, key: RecordKey) -> None:
     """Delete every payload that a fact ties to the person: bodies of webhooks, and what platforms were told."""
     person = (key.source, key.source_id)
     rows = db.execute(
@@ -324,21 +352,22 @@ def forget_person(db: Database, key: RecordKey) -> None:
     )
 
 
-def forget_inbound(db: Database, inbound_id: int) -> None:
+def forget_inbound(db: Db, inbound_id: int) -> None:
     row = db.execute("SELECT digest FROM inbound WHERE id = ?", (inbound_id,)).fetchone()
     if row is not None:
         _forget_payload(db, row["digest"])
 
 
-def _forget_payload(db: Database, key: bytes) -> None:
+def _forget_payload(db: Db, key: bytes) -> None:
     db.execute("DELETE FROM payload WHERE digest = ?", (key,))
     bare_inbounds(db, key)
 
 
-def bare_inbounds(db: Database, key: bytes) -> None:
-    """Take headers and query from the inbounds whose payload was deleted: they, too, may name the person."""
+def bare_inbounds(db: Db, key: bytes) -> None:
+    """Take headers and query from the inbounds whose payload was deleted, where they do not stand in it."""
     db.execute(
-        "UPDATE inbound SET headers = '{}', url = substr(url, 1, instr(url || '?', '?') - 1) WHERE digest = ?",
+        "UPDATE inbound SET headers = '{}', url = substr(url, 1, strpos(url || '?', '?') - 1)"
+        " WHERE digest = ? AND (headers != '{}' OR strpos(url, '?') > 0)",
         (key,),
     )
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlite_utils import Database
-
+from bridge.lanes import process_lane
 from bridge.model import AuditEntry, State, iso
 from bridge.store.codec import to_json
 from bridge.store.protocol import Pair, Rules, Ruling
-from bridge.store.sqlite.rows import add_facts
+from bridge.store.sql.database import Db, row_of
+from bridge.store.sql.rows import add_facts
 
 CHANGED = "The rules changed; it is decided again by the new ones."
 
@@ -25,7 +25,7 @@ def gone_reason(pair: Pair) -> str:
     return f"No route leads from {source} to {target} any more; nothing is sent."
 
 
-def rules(db: Database) -> Rules | None:
+def rules(db: Db) -> Rules | None:
     routes = {
         (row["source"], row["target"]): row["digest"] for row in db.execute("SELECT * FROM route_rules").fetchall()
     }
@@ -36,21 +36,23 @@ def rules(db: Database) -> Rules | None:
     return Rules(routes, reads) if routes or reads else None
 
 
-def begin(db: Database, asked: Ruling) -> int:
+def begin(db: Db, asked: Ruling) -> int:
     """Void what is remembered of the routes concerned; return the last row id to be looked at, 0 for none."""
     pairs = [*asked.changed, *asked.gone]
     for pair in pairs:
         _remember_route(db, pair, "")
     if not pairs and not asked.unread:
         return 0
-    row = db.execute(
-        "SELECT max(coalesce(c.id, 0), coalesce(d.id, 0)) AS last"
-        " FROM (SELECT max(id) AS id FROM contact) c, (SELECT max(id) AS id FROM delivery) d"
-    ).fetchone()
+    row = row_of(
+        db.execute(
+            "SELECT greatest(coalesce(c.id, 0), coalesce(d.id, 0)) AS last"
+            " FROM (SELECT max(id) AS id FROM contact) c, (SELECT max(id) AS id FROM delivery) d"
+        )
+    )
     return int(row["last"])
 
 
-def apply(db: Database, asked: Ruling, ids: range, now: datetime) -> None:
+def apply(db: Db, asked: Ruling, ids: range, now: datetime) -> None:
     """Do what *asked* asks for with the contacts and deliveries whose row ids are in *ids*."""
     for source in sorted({source for source, _ in asked.changed}):
         db.execute(_DECIDE_AGAIN, (iso(now), ids.start, ids.stop, source))
@@ -64,7 +66,7 @@ def apply(db: Database, asked: Ruling, ids: range, now: datetime) -> None:
         db.execute(_FORGET_ERASED, (ids.start, ids.stop, *pair))
 
 
-def end(db: Database, salt: bytes, asked: Ruling, now: datetime) -> None:
+def end(db: Db, salt: bytes, asked: Ruling, now: datetime) -> None:
     """Remember the rules: all that they ask for is done."""
     for pair in asked.gone:
         db.execute("DELETE FROM route_rules WHERE source = ? AND target = ?", pair)
@@ -76,6 +78,8 @@ def end(db: Database, salt: bytes, asked: Ruling, now: datetime) -> None:
             " ON CONFLICT (source) DO UPDATE SET fields = excluded.fields",
             (source, to_json(sorted(fields))),
         )
+    for source in sorted({source for source, _ in asked.changed} | set(asked.unread)):
+        db.make_due(process_lane(source), now)
     told = [(pair, "The rules changed: all contacts are decided again by the new ones.") for pair in asked.changed]
     told += [(pair, gone_reason(pair)) for pair in asked.gone]
     add_facts(
@@ -94,14 +98,14 @@ _READ_BEFORE = "SELECT id, data FROM contact WHERE id >= ? AND id < ? AND +sourc
 # Without a desired state, any that is decided is news. What a retry has in hand waits for that again.
 _LET_GO = (
     "UPDATE delivery SET state = 'waiting', reason = ?, updated_at = ?, desired = NULL,"
-    " revision = revision + (desired IS NOT NULL), due_at = NULL, attempts = 0, error = NULL, status = NULL,"
-    " wanted_at = NULL, bulk_open = bulk_id IS NOT NULL"
+    " revision = revision + CASE WHEN desired IS NULL THEN 0 ELSE 1 END, due_at = NULL, attempts = 0,"
+    " error = NULL, status = NULL, wanted_at = NULL, bulk_open = (bulk_id IS NOT NULL)"
     " WHERE id >= ? AND id < ? AND +source = ? AND +target = ?"
-    " AND +state IN (SELECT value FROM json_each(?))"
+    " AND +state IN (SELECT i.value FROM each_text(?) i)"
 )
 # Nobody decides these again, so no retry waits for that.
 _END_RETRIES = (
-    "UPDATE delivery SET bulk_open = 0 WHERE id >= ? AND id < ? AND +source = ? AND +target = ? AND bulk_open"
+    "UPDATE delivery SET bulk_open = FALSE WHERE id >= ? AND id < ? AND +source = ? AND +target = ? AND bulk_open"
 )
 # What an erased person's contact could be found by is kept only as long as it is searched for.
 _FORGET_ERASED = (
@@ -111,7 +115,7 @@ _FORGET_ERASED = (
 )
 
 
-def _remember_route(db: Database, pair: Pair, digest: str) -> None:
+def _remember_route(db: Db, pair: Pair, digest: str) -> None:
     db.execute(
         "INSERT INTO route_rules (source, target, digest) VALUES (?, ?, ?)"
         " ON CONFLICT (source, target) DO UPDATE SET digest = excluded.digest",
@@ -119,7 +123,7 @@ def _remember_route(db: Database, pair: Pair, digest: str) -> None:
     )
 
 
-def _unread(db: Database, source: str, ids: range, now: datetime) -> None:
+def _unread(db: Db, source: str, ids: range, now: datetime) -> None:
     """Have contacts count as never read: until they are, nothing but an opt-out is built on what is known."""
     rows = db.execute(_READ_BEFORE, (ids.start, ids.stop, source)).fetchall()
     for row in rows:
@@ -132,6 +136,6 @@ def _unread(db: Database, source: str, ids: range, now: datetime) -> None:
         )
 
 
-def _let_go(db: Database, pair: Pair, states: Collection[State], reason: str, ids: range, now: datetime) -> None:
-    named = to_json([state.value for state in states])
+def _let_go(db: Db, pair: Pair, states: Collection[State], reason: str, ids: range, now: datetime) -> None:
+    named = db.array(state.value for state in states)
     db.execute(_LET_GO, (reason, iso(now), ids.start, ids.stop, *pair, named))

@@ -7,20 +7,19 @@ trigger takes the mark off and counts when a delivery comes to rest, so that onl
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from sqlite_utils import Database
-
 from bridge import schedule
+from bridge.lanes import process_lane
 from bridge.model import AuditEntry, RecordKey, State, from_iso, iso
-from bridge.store.codec import maybe_moment, to_json
+from bridge.store.codec import maybe_moment
 from bridge.store.looking import Bulk, BulkState, FailureGroup
 from bridge.store.protocol import Filter
-from bridge.store.sqlite.conditions import Conditions
-from bridge.store.sqlite.rows import LaneCounts, add_facts, delivery_of, save_delivery
+from bridge.store.sql.conditions import Conditions
+from bridge.store.sql.database import Db, Row, row_of
+from bridge.store.sql.rows import LaneCounts, add_facts, delivery_of, save_delivery
 
 EXAMPLES = 3
 
@@ -39,7 +38,7 @@ ORDER BY d.updated_at DESC LIMIT ?
 """
 
 
-def failure_groups(db: Database, matching: Conditions, limit: int) -> list[FailureGroup]:
+def failure_groups(db: Db, matching: Conditions, limit: int) -> list[FailureGroup]:
     rows = db.execute(_GROUPS.format(matching=matching.sql), [*matching.values, limit]).fetchall()
     return [
         FailureGroup(
@@ -57,7 +56,7 @@ def failure_groups(db: Database, matching: Conditions, limit: int) -> list[Failu
     ]
 
 
-def _examples(db: Database, matching: Conditions, group: sqlite3.Row) -> list[RecordKey]:
+def _examples(db: Db, matching: Conditions, group: Row) -> list[RecordKey]:
     same = [group[name] for name in ("target", "state", "error", "status", "reason")]
     rows = db.execute(_EXAMPLES.format(matching=matching.sql), [*matching.values, *same, EXAMPLES])
     return [RecordKey(row["source"], row["source_id"]) for row in rows]
@@ -66,15 +65,20 @@ def _examples(db: Database, matching: Conditions, group: sqlite3.Row) -> list[Re
 # --- starting --------------------------------------------------------------------------------------------
 
 
-def matching_ids(db: Database, matching: Conditions) -> list[int]:
+def matching_ids(db: Db, matching: Conditions) -> list[int]:
     """Return the row ids of the deliveries to be tried again that no retry has in hand."""
     rows = db.execute(_TO_TAKE.format(matching=matching.sql), matching.values).fetchall()
     return [row["id"] for row in rows]
 
 
-def begin(db: Database, salt: bytes, narrowed: Filter, what: str, count: int, by: str, now: datetime) -> int:
-    """Remember a retry that has nothing in hand yet, and say that *count* deliveries were asked for."""
-    started = db.execute("INSERT INTO bulk (at, by, what) VALUES (?, ?, ?)", (iso(now), by, what))
+def begin(
+    db: Db, salt: bytes, narrowed: Filter, matching: Conditions, what: str, by: str, now: datetime
+) -> tuple[int, list[int]]:
+    """Remember a retry that has nothing in hand yet; return its id, and the deliveries that it is to take."""
+    ids = matching_ids(db, matching)
+    count = len(ids)
+    [bulk_id] = db.take_ids("bulk", 1)
+    db.execute("INSERT INTO bulk (id, at, by, what) VALUES (?, ?, ?, ?)", (bulk_id, iso(now), by, what))
     reason = (
         f"Asked for by {by}: {count} {'delivery is' if count == 1 else 'deliveries are'} tried again ({what})."
     )
@@ -83,16 +87,21 @@ def begin(db: Database, salt: bytes, narrowed: Filter, what: str, count: int, by
         salt,
         [AuditEntry(now, "replay", "bulk_requested", reason, source=narrowed.source, target=narrowed.target)],
     )
-    return int(started.lastrowid or 0)
+    return bulk_id, ids
 
 
-def take_some(db: Database, bulk_id: int, ids: Sequence[int], now: datetime) -> None:
+def take_some(db: Db, bulk_id: int, ids: Sequence[int], now: datetime) -> None:
     """Take those deliveries of *ids* in hand that still need it; none if the retry was called off meanwhile."""
-    chosen = to_json(list(ids))
+    chosen = db.array(ids)
     taken = db.execute(_TAKE, (bulk_id, chosen, bulk_id)).rowcount
     db.execute(_MARK, (iso(now), chosen, bulk_id))
     db.execute(_CLAIM, (bulk_id, chosen, bulk_id))
     db.execute("UPDATE bulk SET total = total + ? WHERE id = ?", (taken, bulk_id))
+    for row in db.execute(_SOURCES_OF, (chosen,)).fetchall():
+        db.make_due(process_lane(row["source"]), now)
+
+
+_SOURCES_OF = "SELECT DISTINCT d.source FROM delivery d WHERE d.id IN (SELECT i.value FROM each_id(?) i)"
 
 
 _TO_TAKE = """
@@ -102,42 +111,42 @@ ORDER BY d.id
 # CROSS JOIN keeps SQLite to this order: row by row of what is given.
 _TAKE = """
 INSERT INTO bulk_item (delivery_id, bulk_id, state, reason, error, status, attempts, revision, marked)
-SELECT d.id, ?, d.state, d.reason, d.error, d.status, d.attempts, d.revision, NOT c.asked
-FROM json_each(?) i CROSS JOIN delivery d ON d.id = i.value
+SELECT d.id, ?, d.state, d.reason, d.error, d.status, d.attempts, d.revision, c.asked = 0
+FROM each_id(?) i CROSS JOIN delivery d ON d.id = i.value
 CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id
 WHERE d.state IN ('failed', 'ambiguous') AND d.bulk_id IS NULL
   AND NOT (SELECT b.cancelled FROM bulk b WHERE b.id = ?)
 """
 _MARK = """
-UPDATE contact SET replay_at = coalesce(replay_at, ?), asked = 2 WHERE NOT asked AND id IN (
-  SELECT c.id FROM json_each(?) i CROSS JOIN bulk_item b ON b.delivery_id = i.value AND +b.bulk_id = ?
+UPDATE contact SET replay_at = coalesce(replay_at, ?), asked = 2 WHERE asked = 0 AND id IN (
+  SELECT c.id FROM each_id(?) i CROSS JOIN bulk_item b ON b.delivery_id = i.value AND +b.bulk_id = ?
   CROSS JOIN delivery d ON d.id = b.delivery_id
   CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id)
 """
 _CLAIM = """
-UPDATE delivery SET bulk_id = ?, bulk_open = 1 WHERE id IN (
-  SELECT b.delivery_id FROM json_each(?) i CROSS JOIN bulk_item b ON b.delivery_id = i.value AND +b.bulk_id = ?)
+UPDATE delivery SET bulk_id = ?, bulk_open = TRUE WHERE id IN (
+  SELECT b.delivery_id FROM each_id(?) i CROSS JOIN bulk_item b ON b.delivery_id = i.value AND +b.bulk_id = ?)
 """
 
 
-def meant(db: Database, target: str, key: RecordKey) -> bool:
+def meant(db: Db, target: str, key: RecordKey) -> bool:
     """Say whether the delivery is among those that somebody asked to be tried again.
 
     A replay means all deliveries of a contact; a retry only those that it has in hand.
     """
     row = db.execute(
-        "SELECT c.asked = 1 OR d.bulk_open FROM contact c LEFT JOIN delivery d"
+        "SELECT c.asked = 1 OR d.bulk_open AS meant FROM contact c LEFT JOIN delivery d"
         " ON d.target = ? AND d.source = c.source AND d.source_id = c.source_id"
-        " WHERE c.source = ? AND c.source_id = ? AND c.asked",
+        " WHERE c.source = ? AND c.source_id = ? AND c.asked > 0",
         (target, key.source, key.source_id),
     ).fetchone()
-    return row is not None and bool(row[0])
+    return row is not None and bool(row["meant"])
 
 
-def decided(db: Database, key: RecordKey) -> None:
+def decided(db: Db, key: RecordKey) -> None:
     """The rules decided *key* again: what a retry has in hand of it goes its way."""
     db.execute(
-        "UPDATE delivery SET bulk_open = 0 WHERE source = ? AND source_id = ? AND bulk_open",
+        "UPDATE delivery SET bulk_open = FALSE WHERE source = ? AND source_id = ? AND bulk_open",
         (key.source, key.source_id),
     )
 
@@ -145,7 +154,17 @@ def decided(db: Database, key: RecordKey) -> None:
 # --- calling it off --------------------------------------------------------------------------------------
 
 
-def put_back_some(db: Database, bulk_id: int, lanes: LaneCounts, now: datetime, limit: int) -> int:
+def call_off_some(
+    db: Db, salt: bytes, bulk_id: int, lanes: LaneCounts, by: str, now: datetime, *, limit: int, before: int
+) -> int:
+    """Let go of up to *limit* deliveries after *before* others; end the retry with the last. Return how many."""
+    some = put_back_some(db, bulk_id, lanes, now, limit)
+    if some < limit:
+        end(db, salt, bulk_id, before + some, by, now)
+    return some
+
+
+def put_back_some(db: Db, bulk_id: int, lanes: LaneCounts, now: datetime, limit: int) -> int:
     """Let go of up to *limit* deliveries that are not on their way, as they were before; return how many."""
     rows = db.execute(_DECIDED, (bulk_id, limit)).fetchall()
     for row in rows:
@@ -165,7 +184,7 @@ def put_back_some(db: Database, bulk_id: int, lanes: LaneCounts, now: datetime, 
     undecided = db.execute(_UNDECIDED, (bulk_id, limit - len(rows))).fetchall()
     # Nobody asks for these any more, unless another retry does for another target of theirs. They stay to be
     # decided: the rules may have changed meanwhile.
-    db.execute(_UNMARK, (to_json([row["id"] for row in undecided if row["marked"]]), bulk_id))
+    db.execute(_UNMARK, (db.array(row["id"] for row in undecided if row["marked"]), bulk_id))
     for state in sorted({row["state"] for row in undecided}):
         _let_go(db, bulk_id, state, [row["id"] for row in undecided if row["state"] == state])
     return len(rows) + len(undecided)
@@ -175,39 +194,37 @@ _DECIDED = """
 SELECT d.*, b.state AS state_before, b.reason AS reason_before, b.error AS error_before,
   b.status AS status_before, b.attempts AS attempts_before, b.revision AS revision_before
 FROM delivery d CROSS JOIN bulk_item b ON b.delivery_id = d.id
-WHERE d.bulk_id = ? AND d.bulk_open = 0 AND d.state != 'sending' LIMIT ?
+WHERE d.bulk_id = ? AND d.bulk_open = FALSE AND d.state != 'sending' LIMIT ? FOR UPDATE OF d
 """
 _UNDECIDED = """
 SELECT d.id, d.state, b.marked FROM delivery d CROSS JOIN bulk_item b ON b.delivery_id = d.id
-WHERE d.bulk_id = ? AND d.bulk_open = 1 AND d.state != 'sending' LIMIT ?
+WHERE d.bulk_id = ? AND d.bulk_open = TRUE AND d.state != 'sending' LIMIT ? FOR UPDATE OF d
 """
 _UNMARK = """
 UPDATE contact SET asked = 0 WHERE asked = 2 AND id IN (
-  SELECT c.id FROM json_each(?) i CROSS JOIN delivery d ON d.id = i.value
+  SELECT c.id FROM each_id(?) i CROSS JOIN delivery d ON d.id = i.value
   CROSS JOIN contact c ON c.source = d.source AND c.source_id = d.source_id)
 AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.source = contact.source AND d.source_id = contact.source_id
   AND d.bulk_open AND d.bulk_id != ?)
 """
 
 
-def _let_go(db: Database, bulk_id: int, state: str, ids: Sequence[int]) -> None:
+def _let_go(db: Db, bulk_id: int, state: str, ids: Sequence[int]) -> None:
     """A retry no longer has the deliveries of *ids* in hand, which are in *state*."""
-    chosen = to_json(list(ids))
+    chosen = db.array(ids)
     db.execute(
-        "UPDATE delivery SET bulk_id = NULL, bulk_open = 0 WHERE id IN (SELECT value FROM json_each(?))", (chosen,)
+        "UPDATE delivery SET bulk_id = NULL, bulk_open = FALSE WHERE id IN (SELECT i.value FROM each_id(?) i)",
+        (chosen,),
     )
-    db.execute("DELETE FROM bulk_item WHERE delivery_id IN (SELECT value FROM json_each(?))", (chosen,))
-    db.execute(
-        "INSERT INTO bulk_tally VALUES (?, ?, ?) ON CONFLICT (bulk_id, state) DO UPDATE SET n = n + excluded.n",
-        (bulk_id, state, len(ids)),
-    )
+    db.execute("DELETE FROM bulk_item WHERE delivery_id IN (SELECT i.value FROM each_id(?) i)", (chosen,))
+    db.add("bulk_tally", {(bulk_id, state): (len(ids),)})
 
 
-def end(db: Database, salt: bytes, bulk_id: int, put_back: int, by: str, now: datetime) -> None:
+def end(db: Db, salt: bytes, bulk_id: int, put_back: int, by: str, now: datetime) -> None:
     """Remember that a retry was called off, after *put_back* deliveries were let go of."""
-    row = db.execute("SELECT what FROM bulk WHERE id = ?", (bulk_id,)).fetchone()
+    row = row_of(db.execute("SELECT what FROM bulk WHERE id = ?", (bulk_id,)))
     db.execute(
-        "UPDATE bulk SET cancelled = 1, ended_at = ?, ended_by = ? WHERE id = ?",
+        "UPDATE bulk SET cancelled = TRUE, ended_at = ?, ended_by = ? WHERE id = ?",
         (iso(now), by, bulk_id),
     )
     reason = (
@@ -220,16 +237,16 @@ def end(db: Database, salt: bytes, bulk_id: int, put_back: int, by: str, now: da
 # --- looking ---------------------------------------------------------------------------------------------
 
 
-def bulk(db: Database, bulk_id: int) -> Bulk | None:
+def bulk(db: Db, bulk_id: int) -> Bulk | None:
     row = db.execute("SELECT * FROM bulk WHERE id = ?", (bulk_id,)).fetchone()
     return None if row is None else _bulk_of(db, row)
 
 
-def bulks(db: Database, limit: int) -> Sequence[Bulk]:
+def bulks(db: Db, limit: int) -> Sequence[Bulk]:
     return [_bulk_of(db, row) for row in db.execute("SELECT * FROM bulk ORDER BY id DESC LIMIT ?", (limit,))]
 
 
-def _bulk_of(db: Database, row: sqlite3.Row) -> Bulk:
+def _bulk_of(db: Db, row: Row) -> Bulk:
     states: dict[str, int] = {}
     undecided = 0
     live = db.execute(

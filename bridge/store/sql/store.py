@@ -1,0 +1,358 @@
+"""The verbs of a store that speaks SQL; what they do is in the modules beside this one.
+
+Every method is one transaction (but for holding, resuming and other rules, which may concern very many deliveries
+and can stop half-way without harm).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Concatenate, ParamSpec, TypeVar
+
+from bridge.model import AuditEntry, Contact, Delivery, RecordKey
+from bridge.store.looking import (
+    Activity,
+    Bar,
+    Bulk,
+    BulkState,
+    Facets,
+    FailureGroup,
+    Histogram,
+    Hit,
+    Latency,
+    Queue,
+    User,
+)
+from bridge.store.protocol import (
+    Attempt,
+    Decision,
+    Filter,
+    Health,
+    Inbound,
+    NewInbound,
+    Page,
+    Plan,
+    Received,
+    Refusal,
+    Rules,
+    Ruling,
+    TargetStatus,
+    Ticket,
+    Work,
+)
+from bridge.store.sql import (
+    delivering,
+    keeping,
+    overviews,
+    people,
+    processing,
+    reading,
+    receiving,
+    retries,
+    ruling,
+    totals,
+)
+from bridge.store.sql.database import Db
+from bridge.store.sql.rows import add_facts, target_status
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SLICE = 5000  # deliveries changed at a time, so that a receipt never waits for a hundred thousand of them
+
+
+class SqlStore(ABC):
+    """A `Store`, but for its database.
+
+    *lanes* says how many delivery lanes each target has.
+    """
+
+    def __init__(self, lanes: Mapping[str, int]) -> None:
+        self._lanes = dict(lanes)
+        self._known_salt = b""
+
+    # --- the database ---
+
+    @abstractmethod
+    def _read(self, look: Callable[Concatenate[Db, P], T], /, *args: P.args, **named: P.kwargs) -> T:
+        """Return what *look* finds in one consistent view of the database."""
+
+    @abstractmethod
+    def _write(self, change: Callable[Concatenate[Db, P], T], /, *args: P.args, **named: P.kwargs) -> T:
+        """Return what *change* does, in one transaction that is on disk then.
+
+        It may be called several times, each time after all that it did was undone.
+        """
+
+    @abstractmethod
+    def _write_lazily(self, change: Callable[Concatenate[Db, P], T], /, *args: P.args, **named: P.kwargs) -> T:
+        """Do the same, but not on disk: it may be lost when the machine loses power."""
+
+    def _forgotten(self) -> None:  # noqa: B027 - not every database has something to do
+        """Payloads were deleted; what else is left of them is to go as well."""
+
+    # --- receiving ---
+
+    def receive(self, inbounds: Sequence[NewInbound]) -> list[Received]:
+        prepared = [receiving.prepare(inbound, self._salt) for inbound in inbounds]
+        return self._write(receiving.receive, prepared)
+
+    def refuse(self, refusals: Sequence[Refusal]) -> None:
+        self._write_lazily(receiving.refuse, refusals)
+
+    # --- lanes ---
+
+    def acquire(self, lane: str, owner: str, now: datetime) -> Ticket:
+        return self._write(processing.acquire, lane, owner, self._lanes, now)
+
+    def due_lanes(self, now: datetime) -> dict[str, datetime]:
+        return self._read(processing.due_lanes, self._lanes, now)
+
+    # --- processing ---
+
+    def work(self, source: str, now: datetime, limit: int) -> Work:
+        return self._read(processing.work, source, now, limit)
+
+    def contacts(self, keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
+        return self._read(processing.contacts, keys)
+
+    def commit(self, ticket: Ticket, decision: Decision, now: datetime) -> dict[str, datetime]:
+        salt = self._salt
+        due = self._write(processing.commit, salt, ticket, decision, self._lanes, now)
+        if decision.erased or any(result.forget for result in decision.results):
+            self._forgotten()
+        return due
+
+    # --- delivery ---
+
+    def claim(self, ticket: Ticket, now: datetime) -> Delivery | None:
+        # Not durable: a claim that is lost with the machine's power is what `acquire` would undo anyway.
+        return self._write_lazily(delivering.claim, ticket, now)
+
+    def link(self, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
+        self._write(delivering.link, ticket, claimed, target_id)
+
+    def mark_unsure(self, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
+        self._write(delivering.mark_unsure, ticket, claimed, at)
+
+    def revision(self, claimed: Delivery) -> int:
+        return self._read(delivering.revision, claimed)
+
+    def finish(self, ticket: Ticket, claimed: Delivery, close: Plan, attempt: Attempt | None) -> Delivery:
+        salt = self._salt
+        return self._write(delivering.finish, salt, ticket, claimed, close, attempt, self._lanes)
+
+    def next_due(self, lane: str) -> datetime | None:
+        return self._read(delivering.next_due_of, lane)
+
+    def take_turn(self, target: str, rate_per_s: float, burst: int, now: datetime, count: int = 1) -> float:
+        return self._write_lazily(delivering.take_turn, target, rate_per_s, burst, now, count)
+
+    def set_backoff(self, target: str, until: datetime) -> None:
+        self._write_lazily(delivering.set_backoff, target, until)
+
+    # --- targets ---
+
+    def hold(self, target: str, reason: str, now: datetime, probe_at: datetime) -> None:
+        salt = self._salt
+        self._write(delivering.hold, salt, target, reason, now, probe_at)
+        self._hold_deliveries(target, now)
+
+    def pause(self, target: str, reason: str, by: str, now: datetime) -> None:
+        salt = self._salt
+        self._write(delivering.pause, salt, target, reason, by, now)
+        self._hold_deliveries(target, now)
+
+    def resume(self, target: str, by: str, now: datetime, *, held_only: bool = False) -> None:
+        salt, opened = self._salt, False
+        while not opened:
+            opened = self._write(
+                delivering.resume_some, salt, target, by, now, SLICE, self._lanes, held_only=held_only
+            )
+
+    def _hold_deliveries(self, target: str, now: datetime) -> None:
+        all_held = False
+        while not all_held:
+            all_held = self._write(delivering.hold_some, target, now, SLICE)
+
+    def note_refusal(self, target: str, now: datetime) -> int:
+        return self._write(delivering.note_refusal, target)
+
+    def clear_refusals(self, target: str) -> None:
+        self._write(delivering.clear_refusals, target)
+
+    def target_status(self, target: str) -> TargetStatus:
+        return self._read(target_status, target)
+
+    # --- replay ---
+
+    def replay(
+        self, now: datetime, by: str, *, keys: Collection[RecordKey] = (), narrowed: Filter | None = None
+    ) -> int:
+        salt = self._salt
+        return self._write(keeping.replay, salt, now, by, keys, narrowed)
+
+    def replay_inbound(self, now: datetime, by: str, inbound_ids: Collection[int]) -> int:
+        salt = self._salt
+        return self._write(keeping.replay_inbound, salt, now, by, inbound_ids)
+
+    # --- rules ---
+
+    def rules(self) -> Rules | None:
+        return self._read(ruling.rules)
+
+    def put_in_force(self, asked: Ruling, now: datetime) -> None:
+        salt = self._salt
+        last = self._write(ruling.begin, asked)
+        for start in range(0, last, SLICE):
+            self._write(ruling.apply, asked, range(start + 1, start + 1 + SLICE), now)
+        self._write(ruling.end, salt, asked, now)
+
+    # --- reading ---
+
+    def health(self, now: datetime) -> Health:
+        return self._read(reading.health, self._lanes, now)
+
+    def beat(self, role: str, owner: str, now: datetime) -> None:
+        self._write_lazily(keeping.beat, role, owner, now)
+
+    def inbound(self, inbound_id: int) -> Inbound | None:
+        return self._read(reading.inbound, inbound_id)
+
+    def inbound_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Inbound]:
+        return self._read(reading.inbound_page, narrowed, cursor, limit)
+
+    def refusals(self, source: str) -> list[Refusal]:
+        return self._read(reading.refusals, source)
+
+    def contact_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Contact]:
+        return self._read(reading.contact_page, narrowed, cursor, limit)
+
+    def deliveries_of(self, key: RecordKey) -> list[Delivery]:
+        return self._read(reading.deliveries_of, key)
+
+    def delivery_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Delivery]:
+        return self._read(reading.delivery_page, narrowed, cursor, limit)
+
+    def audit_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[AuditEntry]:
+        return self._read(reading.audit_page, narrowed, cursor, limit)
+
+    # --- overviews ---
+
+    def activity(self, since: datetime, until: datetime) -> Sequence[Activity]:
+        return self._read(totals.activity, since, until)
+
+    def totals(self) -> Sequence[Activity]:
+        return self._read(totals.totals)
+
+    def histogram(self, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
+        return self._read(overviews.histogram, narrowed, since, until, bars)
+
+    def heard(self, source: str, since: datetime, until: datetime) -> Sequence[Bar]:
+        return self._read(totals.heard, source, since, until)
+
+    def facets(self, narrowed: Filter) -> Facets:
+        return self._read(overviews.facets, narrowed)
+
+    def latencies(self) -> Sequence[Latency]:
+        return self._read(totals.latencies)
+
+    def lags(self) -> Sequence[Latency]:
+        return self._read(totals.lags)
+
+    def queues(self, now: datetime) -> Sequence[Queue]:
+        return self._read(overviews.queues, self._lanes, now)
+
+    def inbound_neighbours(self, narrowed: Filter, inbound_id: int) -> tuple[int | None, int | None]:
+        return self._read(overviews.inbound_neighbours, narrowed, inbound_id)
+
+    def lookup(self, text: str) -> Sequence[Hit]:
+        return self._read(overviews.lookup, text)
+
+    def audit_entry(self, entry_id: int) -> AuditEntry | None:
+        return self._read(overviews.audit_entry, entry_id)
+
+    # --- failures ---
+
+    def failure_groups(self, narrowed: Filter, limit: int = 100) -> Sequence[FailureGroup]:
+        return self._read(retries.failure_groups, reading.delivery_conditions(narrowed), limit)
+
+    def start_bulk(self, narrowed: Filter, what: str, by: str, now: datetime) -> int:
+        salt = self._salt
+        matching = reading.delivery_conditions(narrowed)
+        bulk_id, ids = self._write(retries.begin, salt, narrowed, matching, what, by, now)
+        for start in range(0, len(ids), SLICE):
+            self._write(retries.take_some, bulk_id, ids[start : start + SLICE], now)
+        return bulk_id
+
+    def cancel_bulk(self, bulk_id: int, by: str, now: datetime) -> bool:
+        salt, put_back, some = self._salt, 0, SLICE
+        current = self.bulk(bulk_id, now)
+        if current is None or current.state is not BulkState.RUNNING:
+            return False
+        while some == SLICE:
+            some = self._write(
+                retries.call_off_some, salt, bulk_id, self._lanes, by, now, limit=SLICE, before=put_back
+            )
+            put_back += some
+        return True
+
+    def bulk(self, bulk_id: int, now: datetime) -> Bulk | None:
+        return self._read(retries.bulk, bulk_id)
+
+    def bulks(self, now: datetime, limit: int = 20) -> Sequence[Bulk]:
+        return self._read(retries.bulks, limit)
+
+    # --- people who sign in ---
+
+    def users(self) -> Sequence[User]:
+        return self._read(people.users)
+
+    def user(self, name: str) -> User | None:
+        return self._read(people.user, name)
+
+    def save_user(self, user: User, now: datetime) -> None:
+        self._write(people.save, user, now)
+
+    def remove_user(self, name: str) -> bool:
+        return self._write(people.remove, name)
+
+    def end_sessions(self, name: str) -> None:
+        self._write(people.end_sessions, name)
+
+    def seen(self, name: str, now: datetime) -> None:
+        worth_it = self._read(people.unseen, name, now)
+        if worth_it:
+            self._write_lazily(people.seen, name, now)
+
+    def add_login_link(self, link_id: str, user: str, expires_at: datetime) -> None:
+        self._write(people.add_login_link, link_id, user, expires_at)
+
+    def use_login_link(self, link_id: str, now: datetime) -> str | None:
+        return self._write(people.use_login_link, link_id, now)
+
+    # --- facts from outside the pipeline ---
+
+    def note(self, entries: Collection[AuditEntry]) -> None:
+        salt = self._salt
+        self._write(add_facts, salt, entries)
+
+    # --- URL tokens ---
+
+    def add_token(self, source: str, token_id: str, now: datetime) -> None:
+        self._write(keeping.add_token, source, token_id, now)
+
+    def revoke_tokens(self, source: str, now: datetime) -> int:
+        return self._write(keeping.revoke_tokens, source, now)
+
+    def token_live(self, source: str, token_id: str) -> bool:
+        return self._read(keeping.token_live, source, token_id)
+
+    @property
+    def _salt(self) -> bytes:
+        """The key of all digests, of this database and no other."""
+        if not self._known_salt:
+            self._known_salt = self._read(keeping.salt)
+        return self._known_salt
