@@ -163,9 +163,13 @@ class PostgresServer:
         reached = all(folder.stat().st_mode & 0o001 for folder in self._programs.parents)
         if not reached or (self._programs / "postgres").stat().st_mode & 0o005 != 0o005:
             copy = self.folder / "programs"
-            shutil.copytree(self._programs.parent, copy, ignore=shutil.ignore_patterns("include", "*.a"))
+            package = self._programs.parents[1]
+            for part in (self._programs.parent, package.with_name(f"{package.name}.libs")):  # they find each other
+                if part.exists():
+                    left_out = shutil.ignore_patterns("include", "*.a")
+                    shutil.copytree(part, copy / part.relative_to(package.parent), ignore=left_out)
             subprocess.run(["/bin/chmod", "-R", "a+rX", str(copy)], check=True)
-            self._programs = copy / "bin"
+            self._programs = copy / self._programs.relative_to(package.parent)
 
     def _how(self) -> Mapping[str, Any]:
         return {
