@@ -18,6 +18,15 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 import urllib3
+from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    InvalidHeader,
+    LocationValueError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
 
 from bridge.errors import DeliveryFailed, Permanent, Refused, Retryable
 from bridge.model import Exchange, utc_now
@@ -29,6 +38,11 @@ READ_TIMEOUT_S = 20.0  # without a byte
 TOTAL_TIMEOUT_S = 60.0  # until the whole body is there, however steadily it drips
 READ_BYTES = 64 * 1024  # of the body at once, decompressed
 USER_AGENT = "bridge (contact sync)"
+
+# Nothing compressed: what comes is as large as it looks.
+HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+ONCE = urllib3.Retry(total=False, redirect=False)  # urllib3 retries nothing and follows nothing
+_ENCODER = jsonlib.JSONEncoder(ensure_ascii=False)  # `json.dumps` would make one for every call
 
 Query = Mapping[str, str | int] | Sequence[tuple[str, str | int]]
 
@@ -74,7 +88,7 @@ class Reply:
             Retryable: it is none. A proxy's error page in a 200 is trouble on the way, not an answer.
         """
         try:
-            return _storable(jsonlib.loads(self.body))
+            return self._read()
         except (ValueError, RecursionError) as error:
             raise Retryable(
                 f"The answer (HTTP {self.status}) is not JSON.", code="nonsense", status=self.status
@@ -83,12 +97,19 @@ class Reply:
     def json_or_none(self) -> Any:
         """Return the body as JSON, or None: for reading error bodies."""
         try:
-            return _storable(jsonlib.loads(self.body))
+            return self._read()
         except (ValueError, RecursionError):
             return None
 
+    def _read(self) -> Any:
+        value = jsonlib.loads(self.body)
+        return _storable(value) if _SUSPECT.search(self.body) else value
+
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+# Without one of these bytes, no text of a JSON document can hold such a letter: an escape, a NUL (UTF-16 and
+# UTF-32 are full of them), or how a surrogate begins in UTF-8.
+_SUSPECT = re.compile(rb"\\u|[\x00\xed]")
 
 
 def _storable(value: Any) -> Any:
@@ -130,7 +151,7 @@ class Api:
         self.turn = turn or take
         self.before_create = before_create
         self.create_refused = create_refused
-        self.timeout_s = (connect_timeout_s, read_timeout_s)
+        self.timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
         self.total_timeout_s = total_timeout_s
         self.exchanges: list[Exchange] = []
 
@@ -159,10 +180,8 @@ class Api:
         url = self.base_url + path
         if query:
             url += "?" + urlencode(query, quote_via=quote)
-        content = None if json is None else jsonlib.dumps(json, ensure_ascii=False).encode("utf-8", "replace")
-        # Nothing compressed: what comes is as large as it looks.
-        common = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
-        sent_headers = {**common, **(headers or {})}
+        content = None if json is None else _ENCODER.encode(json).encode("utf-8", "replace")
+        sent_headers = {**HEADERS, **(headers or {})}
         if content is not None:
             sent_headers["Content-Type"] = "application/json"
         (self.turn if finishes else self.take)()
@@ -171,8 +190,8 @@ class Api:
         kept = "(not kept)" if confidential and content else _kept(content or b"")
         started = time.monotonic()
         try:
-            reply = self._send(method, url, content, sent_headers)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            reply = self._send(method, url.removeprefix(self.base_url), content, sent_headers)
+        except (requests.RequestException, HTTPError) as error:
             failure = _no_answer(error, urlsplit(url).hostname or "")
             self._note(method, url, None, started, kept, "", type(error).__name__)
             raise failure from error
@@ -184,23 +203,47 @@ class Api:
             self.create_refused()
         return reply
 
-    def _send(self, method: str, url: str, content: bytes | None, headers: Mapping[str, str]) -> Reply:
+    def _send(self, method: str, path: str, content: bytes | None, headers: dict[str, str]) -> Reply:
         deadline = time.monotonic() + self.total_timeout_s
-        # Not `session.request`: looking through the session's own settings and cookies, of which there are none to
-        # be sent, is a quarter of the work of a call.
-        request = requests.Request(method, url, data=content, headers=dict(headers)).prepare()
-        with self.session.send(request, timeout=self.timeout_s, allow_redirects=False, stream=True) as response:
+        with self._answer(method, path, content, headers) as response:
             body = _body(response, deadline)
-            lower = {name.lower(): value for name, value in response.headers.items()}
-            if 300 <= response.status_code < 400:
+            if 300 <= response.status < 400:
                 # A page for maintenance, an account that moved: nobody's contact is at fault.
                 raise Refused(
                     "The platform answers with a redirect, which bridge does not follow. Check the base URL.",
                     code="redirect",
-                    status=response.status_code,
+                    status=response.status,
                     tries=2,
                 )
-            return Reply(response.status_code, lower, body)
+            lower = {name.lower(): value for name, value in response.headers.items()}
+            return Reply(response.status, lower, body)
+
+    def _answer(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request and return the answer with its body still to come.
+
+        It goes to urllib3 past `requests`, whose sessions look through settings, cookies and hooks that there are
+        none of: half of the work of a call.
+
+        Raises:
+            requests.RequestException: there was no answer.
+        """
+        try:
+            line = _line_to(self.session, self.base_url)
+            return line.pool.urlopen(
+                method,
+                line.path + path or "/",
+                body=content,
+                headers=headers,
+                retries=ONCE,
+                redirect=False,
+                assert_same_host=False,
+                timeout=self.timeout,
+                preload_content=False,
+            )
+        except (HTTPError, ValueError) as error:
+            raise _as_requests(error) from error
 
     def _note(
         self, method: str, url: str, status: int | None, started: float, sent: str, got: str, error: str = ""
@@ -209,11 +252,45 @@ class Api:
         self.exchanges.append(Exchange(method, url, status, duration_ms, sent, got, error))
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """The kept-open connections to the host of one base URL, and the base's own path."""
+
+    pool: urllib3.HTTPConnectionPool
+    path: str
+
+
+class _Lines(HTTPAdapter):
+    """Remembers what base URLs lead to: one session calls the same few over and over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[str, _Line] = {}
+
+    def line_to(self, base_url: str) -> _Line:
+        if base_url not in self._lines:
+            base = urllib3.util.parse_url(base_url)
+            trust = {"cert_reqs": "CERT_REQUIRED", "ca_certs": DEFAULT_CA_BUNDLE_PATH}
+            pool = self.poolmanager.connection_from_host(base.host, base.port, base.scheme or "", trust)
+            self._lines[base_url] = _Line(pool, base.path or "")
+        return self._lines[base_url]
+
+
 def new_session() -> requests.Session:
     """Return a session that takes nothing from the environment (no .netrc, no proxies) and retries nothing."""
     session = requests.Session()
     session.trust_env = False
+    lines = _Lines()
+    session.mount("https://", lines)
+    session.mount("http://", lines)
     return session
+
+
+def _line_to(session: requests.Session, base_url: str) -> _Line:
+    adapter = session.get_adapter(base_url)
+    if not isinstance(adapter, _Lines):
+        raise TypeError("An Api takes a session of new_session.")
+    return adapter.line_to(base_url)
 
 
 def segment(text: str) -> str:
@@ -226,43 +303,60 @@ def _kept(body: bytes) -> str:
     return text if len(body) <= KEPT_BYTES else text + "…"
 
 
-def _body(response: requests.Response, deadline: float) -> bytes:
+def _body(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
     """Read the whole body, as it comes and in small parts, so that neither its pace nor its size can hold us.
 
     Raises:
         Retryable: it is larger than the cap once decompressed. requests.ReadTimeout, urllib3's HTTPError: it did
             not come whole, or not in time.
     """
-    raw: urllib3.HTTPResponse = response.raw
     body = bytearray()
+    packed = "content-encoding" in response.headers
     # At most so much is decompressed at once. `read` would wait until so much is there.
-    while part := raw.read1(READ_BYTES, decode_content=True):
+    while part := response.read1(READ_BYTES, decode_content=True):
         body += part
         if len(body) > READ_CAP_BYTES:
             raise Retryable(
-                f"The answer (HTTP {response.status_code}) is larger than 4 MiB.",
+                f"The answer (HTTP {response.status}) is larger than 4 MiB.",
                 code="nonsense",
-                status=response.status_code,
+                status=response.status,
                 maybe_done=True,
             )
+        if response.length_remaining == 0 and not packed:
+            break
         if time.monotonic() > deadline:
             raise requests.ReadTimeout("The body did not come whole in time.")
     return bytes(body)
 
 
-def _no_answer(
-    error: requests.RequestException | urllib3.exceptions.HTTPError, host: str
-) -> Retryable | Permanent:
+def _as_requests(error: HTTPError | ValueError) -> requests.RequestException:
+    """Return what `requests` calls *error*, which urllib3 raised instead of an answer."""
+    if isinstance(error, NewConnectionError):
+        return requests.ConnectionError(error)
+    if isinstance(error, ConnectTimeoutError):
+        return requests.ConnectTimeout(error)
+    if isinstance(error, ReadTimeoutError):
+        return requests.ReadTimeout(error)
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return requests.exceptions.SSLError(error)
+    if isinstance(error, LocationValueError):
+        return requests.exceptions.InvalidURL(error)
+    if isinstance(error, InvalidHeader | ValueError):
+        return requests.exceptions.InvalidHeader(error)
+    return requests.ConnectionError(error)
+
+
+def _no_answer(error: requests.RequestException | HTTPError, host: str) -> Retryable | Permanent:
     """Say what a failure of `requests`, or of reading the body, means; every class is covered by one of these."""
     if isinstance(error, requests.ConnectTimeout):
         return Retryable(f"{host} could not be reached in time.", code="network")
-    if isinstance(error, requests.Timeout | urllib3.exceptions.ReadTimeoutError):
+    if isinstance(error, requests.Timeout | ReadTimeoutError):
         return Retryable(f"{host} did not answer in time.", code="timeout", maybe_done=True)
     if isinstance(error, requests.exceptions.SSLError):
         return Retryable(f"The TLS certificate of {host} cannot be trusted.", code="tls")
     if isinstance(error, requests.ConnectionError):
         # "Connection refused" and a failed name look-up never sent a byte; a reset may have come after.
-        never_left = "NewConnectionError" in repr(error) or "NameResolutionError" in repr(error)
+        never_left = isinstance(error.__cause__, NewConnectionError)
         return Retryable(f"{host} cannot be reached.", code="network", maybe_done=not never_left)
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidHeader | ValueError):
         return Permanent("The request could not be built. Check the base URL and the credentials.", code="invalid")
