@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -29,6 +28,7 @@ BEAT_S = 10.0
 PRUNE_S = 3600.0
 FIRST_PAUSE_S = 1.0  # after housekeeping failed, doubled each time
 LONGEST_PAUSE_S = 30.0
+ASIDE = timedelta(seconds=0.2)
 KEYS_KEPT = timedelta(days=14)  # longer than any sender retries
 
 
@@ -47,8 +47,6 @@ class Worker:
         self._tickets: dict[str, Ticket] = {}
         self._sessions = threading.local()
         self._stopping = threading.Event()
-        # Two records with one phone must not both be searched for, and both be created: one at a time per target.
-        self._creating = {name: threading.Lock() for name in self.config.targets}
         self._sources: Mapping[str, SourceConnection] = {
             process_lane(name): connection for name, connection in self.config.sources.items()
         }
@@ -180,6 +178,7 @@ class Worker:
     def _deliver(self, lane: str, connection: TargetConnection) -> datetime | None:
         deadline = time.monotonic() + TURN_S
         ticket = self._ticket(lane)
+        apart = {name for names in connection.type.identities for name in names}
         while not self._stopping.is_set():
             status = self.store.target_status(connection.name)
             if status.mode != "open":
@@ -193,9 +192,11 @@ class Worker:
             pause_s = self.store.take_turn(connection.name, connection.rate_per_s, connection.burst, now, count=0)
             if pause_s > 0:
                 return now + timedelta(seconds=pause_s)
-            claimed = self.store.claim(ticket, now)
+            claimed = self.store.claim(ticket, now, apart)
             if claimed is None:
-                return self.store.next_due(lane)
+                due = self.store.next_due(lane)
+                # What is due and was not given waits for a lane that is sending somebody who may be the same.
+                return due if due is None or due > now else now + ASIDE
             push = pipeline.Push(self.store, ticket, claimed, connection, self._turn_at(connection))
             api = Api(
                 connection.base_url,
@@ -205,10 +206,9 @@ class Worker:
                 before_create=push.before_create,
                 create_refused=push.create_refused,
             )
-            with self._creating[connection.name] if claimed.target_id is None else nullcontext():
-                began_ns = time.time_ns()
-                settle = timedelta(seconds=self.config.bridge.settle_s)
-                delivery = pipeline.deliver(push, api, settle=settle, now=now)
+            began_ns = time.time_ns()
+            settle = timedelta(seconds=self.config.bridge.settle_s)
+            delivery = pipeline.deliver(push, api, settle=settle, now=now)
             self._trace(delivery, began_ns, len(api.exchanges))
         return None
 

@@ -507,6 +507,32 @@ class StoreContract:
         assert stored.attempted == {"email": "1@example.com"}
         assert replace(stored, attempted=None) == claimed[0]
 
+    def test_who_may_be_the_same_is_not_sent_by_two_lanes_at_once(self, store: Store) -> None:
+        keys = [next(key for key in numbered(50) if slot_of(key) % 2 == lane) for lane in (0, 1)]
+        wants = [want(key, target="sms", phone="+14155550100") for key in keys]
+        commit(store, *wants)
+        tickets = [store.acquire(deliver_lane("sms", lane), "w", NOW) for lane in (0, 1)]
+        first = store.claim(tickets[0], NOW, {"phone"})
+        assert first is not None
+        assert store.claim(tickets[1], NOW, {"phone"}) is None
+        assert store.next_due(tickets[1].lane) == NOW
+        push(store, tickets[0], first, "t1")
+        second = store.claim(tickets[1], NOW, {"phone"})
+        assert second is not None
+        assert second.key == keys[1]
+
+    def test_who_is_linked_or_somebody_else_is_not_waited_for(self, store: Store) -> None:
+        one, other = (next(key for key in numbered(50) if slot_of(key) % 2 == lane) for lane in (0, 1))
+        commit(store, want(one, target="sms", phone="+14155550100"))
+        tickets = [store.acquire(deliver_lane("sms", lane), "w", NOW) for lane in (0, 1)]
+        assert store.claim(tickets[0], NOW, {"phone"}) is not None
+        commit(store, want(other, target="sms", phone="+14155550199"))
+        claimed = store.claim(tickets[1], NOW, {"phone"})
+        assert claimed is not None
+        push(store, tickets[1], claimed, "t2")
+        commit(store, want(other, target="sms", phone="+14155550100"))  # linked by now: it is found by its id
+        assert store.claim(tickets[1], NOW, {"phone"}) is not None
+
     def test_every_contact_is_claimed_by_its_own_lane_and_no_other(self, store: Store) -> None:
         keys = list(numbered(40))
         commit(store, *(want(key, "sms") for key in keys))

@@ -7,6 +7,7 @@ A store decides nothing. Where a new state depends on what is in the database, i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -258,6 +259,10 @@ class Store(Looking, Protocol):
         """Count requests that failed verification and keep the last 200 of each source."""
         ...
 
+    def alone(self, what: str) -> AbstractContextManager[None]:
+        """Wait until no other process does *what*, and keep others from it until the block ends."""
+        ...
+
     # --- lanes ---
 
     def acquire(self, lane: str, owner: str, now: datetime) -> Ticket:
@@ -288,10 +293,14 @@ class Store(Looking, Protocol):
 
     # --- delivery (a target's lane) ---
 
-    def claim(self, ticket: Ticket, now: datetime) -> Delivery | None:
+    def claim(self, ticket: Ticket, now: datetime, apart: Collection[str] = ()) -> Delivery | None:
         """Mark the oldest due delivery of the lane ``sending`` (`schedule.begun`) and return it, or None.
 
         Its *attempted* is what was in doubt before this claim; None: nothing was.
+
+        *apart* are the fields by which the target tells people apart. A contact that is not linked waits while
+        another one that is not, and has one of its values in such a field, is being sent by any lane: both would
+        be searched for, and both be created.
 
         Raises:
             LostLane: *ticket* is no longer the newest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -29,7 +30,7 @@ from bridge.store.sql.rows import (
 # --- one push --------------------------------------------------------------------------------------------
 
 
-def claim(db: Db, ticket: Ticket, now: datetime) -> Delivery | None:
+def claim(db: Db, ticket: Ticket, now: datetime, apart: Collection[str]) -> Delivery | None:
     check_fence(db, ticket)
     delivers = read_lane(ticket.lane)
     if delivers is None:
@@ -38,14 +39,20 @@ def claim(db: Db, ticket: Ticket, now: datetime) -> Delivery | None:
     keep_open(db, target)
     if target_status(db, target).mode != "open":
         return None
-    row = db.execute(
-        "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')"
-        " AND due_at <= ? ORDER BY due_at LIMIT 1 FOR UPDATE",
-        (target, number, iso(now)),
-    ).fetchone()
+    row = db.execute(_DUE, (target, number, iso(now), 1)).fetchone()
     if row is None:
         return None
     stored = delivery_of(row)
+    if apart and stored.target_id is None:
+        db.lock(f"unlinked {target}")  # two lanes must not each see that the other has not begun
+        under_way = _marks_under_way(db, target, apart)
+        if _marks(stored, apart) & under_way:
+            rows = db.execute(_DUE, (target, number, iso(now), LOOKED_AT)).fetchall()
+            free = (one for one in rows if not _marks(delivery_of(one), apart) & under_way)
+            row = next(free, None)
+            if row is None:
+                return None
+            stored = delivery_of(row)
     begun = schedule.begun(stored, now)
     db.execute(
         "UPDATE delivery SET state = 'sending', reason = ?, updated_at = ?, attempted = ? WHERE id = ?",
@@ -53,6 +60,29 @@ def claim(db: Db, ticket: Ticket, now: datetime) -> Delivery | None:
     )
     # The caller is told what was in doubt before; from now on, what it tries is as well.
     return replace(begun, attempted=stored.attempted)
+
+
+_DUE = (
+    "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')"
+    " AND due_at <= ? ORDER BY due_at LIMIT ? FOR UPDATE"
+)
+LOOKED_AT = 20  # deliveries, for one that has nothing to do with what other lanes are sending
+
+
+def _marks_under_way(db: Db, target: str, apart: Collection[str]) -> set[str]:
+    rows = db.execute(
+        "SELECT * FROM delivery WHERE target = ? AND state = 'sending' AND target_id IS NULL", (target,)
+    )
+    return {mark for row in rows.fetchall() for mark in _marks(delivery_of(row), apart)}
+
+
+def _marks(delivery: Delivery, apart: Collection[str]) -> set[str]:
+    """Return the values by which a contact that is not linked yet may be found, or is about to be created."""
+    if delivery.target_id is not None:
+        return set()
+    wanted = delivery.desired.fields if delivery.desired else {}
+    found = [held.get(name) for held in (wanted, delivery.attempted or {}) for name in apart]
+    return {value for value in found if isinstance(value, str) and value}
 
 
 def link(db: Db, ticket: Ticket, claimed: Delivery, target_id: str) -> None:

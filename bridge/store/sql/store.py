@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -93,6 +94,9 @@ class SqlStore(ABC):
     def _forgotten(self) -> None:  # noqa: B027 - not every database has something to do
         """Payloads were deleted; what else is left of them is to go as well."""
 
+    @abstractmethod
+    def alone(self, what: str) -> AbstractContextManager[None]: ...
+
     # --- receiving ---
 
     def receive(self, inbounds: Sequence[NewInbound]) -> list[Received]:
@@ -127,9 +131,9 @@ class SqlStore(ABC):
 
     # --- delivery ---
 
-    def claim(self, ticket: Ticket, now: datetime) -> Delivery | None:
+    def claim(self, ticket: Ticket, now: datetime, apart: Collection[str] = ()) -> Delivery | None:
         # Not durable: a claim that is lost with the machine's power is what `acquire` would undo anyway.
-        return self._write_lazily(delivering.claim, ticket, now)
+        return self._write_lazily(delivering.claim, ticket, now, apart)
 
     def link(self, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
         self._write(delivering.link, ticket, claimed, target_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -40,6 +41,9 @@ class SqliteStore(SqlStore):
         if removed < limit:  # not after each of many slices
             self._file.empty_log()
         return removed
+
+    def alone(self, what: str) -> AbstractContextManager[None]:
+        return nullcontext()  # what only one process may do is the worker's, and there is one
 
     def migrate(self) -> list[str]:
         self._file.create()
