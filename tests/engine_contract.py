@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from bridge.engine.protocol import Engine
+from bridge.engine.protocol import Chore, Engine
 from bridge.model import utc_now
 
 PATIENCE_S = 15.0
@@ -54,6 +54,37 @@ class Lanes:
     def wait_until_idle(self) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: not any(self.under_way.values()), PATIENCE_S)
+
+
+class Done:
+    """What a chore does: it keeps count, and says that there is more to do until it was done *needed* times."""
+
+    def __init__(self, needed: int = 1, failures: int = 0) -> None:
+        self.times = 0
+        self.under_way = 0
+        self.most = 0
+        self.changed = threading.Condition()
+        self.hold = threading.Event()
+        self.hold.set()
+        self._needed = needed
+        self._failures = failures
+
+    def __call__(self) -> bool:
+        with self.changed:
+            self.times += 1
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            self.changed.notify_all()
+        assert self.hold.wait(PATIENCE_S)
+        with self.changed:
+            self.under_way -= 1
+            if self.times <= self._failures:
+                raise ValueError("broken")
+            return self.times < self._needed
+
+    def wait_for(self, times: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.times >= times, PATIENCE_S), self.times
 
 
 def wait_for(event: threading.Event, only: str = "") -> Callable[[str], datetime | None]:
@@ -202,3 +233,40 @@ class EngineContract:
         assert engine.stop(PATIENCE_S)
         engine.wake(["a"])
         assert lanes.runs("a") == 1
+
+    def test_a_chore_is_done_at_the_start_and_then_at_its_intervals(self, engine: Engine, lanes: Lanes) -> None:
+        often, seldom = Done(), Done()
+        engine.start(["a"], lanes.run, [Chore("often", 1, often), Chore("seldom", 3600, seldom)])
+        seldom.wait_for(1)
+        often.wait_for(3)
+        assert engine.stop(PATIENCE_S)
+        assert seldom.times == 1
+        assert lanes.runs("a") == 1
+
+    def test_a_chore_with_more_to_do_goes_on_at_once(self, engine: Engine, lanes: Lanes) -> None:
+        done = Done(needed=5)
+        engine.start([], lanes.run, [Chore("prune", 3600, done)])
+        done.wait_for(5)
+        assert engine.stop(PATIENCE_S)
+        assert done.times == 5
+
+    def test_a_chore_that_fails_is_tried_again(self, engine: Engine, lanes: Lanes) -> None:
+        failing, other = Done(failures=3), Done()
+        engine.start(["a"], lanes.run, [Chore("failing", 3600, failing), Chore("other", 3600, other)])
+        failing.wait_for(4)
+        other.wait_for(1)
+        engine.wake(["a"])
+        lanes.wait_for("a", 2)
+        assert engine.stop(PATIENCE_S)
+        assert failing.times == 4
+
+    def test_stopping_waits_for_a_chore_under_way(self, engine: Engine, lanes: Lanes) -> None:
+        done = Done(needed=100)
+        done.hold.clear()
+        engine.start([], lanes.run, [Chore("prune", 3600, done)])
+        done.wait_for(1)
+        assert not engine.stop(0.01)
+        done.hold.set()
+        assert engine.stop(PATIENCE_S)
+        assert done.under_way == 0
+        assert done.times == 1

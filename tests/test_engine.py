@@ -19,6 +19,7 @@ import pytest
 
 from bridge.engine.bell import Bell, bell_path
 from bridge.engine.embedded import EmbeddedEngine, WorkerLock
+from bridge.engine.protocol import Chore
 from bridge.errors import ConfigError
 from tests.engine_contract import PATIENCE_S, EngineContract, Lanes, MakeEngine
 
@@ -31,7 +32,7 @@ class TestEmbeddedEngine(EngineContract):
         made: list[EmbeddedEngine] = []
 
         def make() -> EmbeddedEngine:
-            made.append(EmbeddedEngine(lambda lane, error: None, backoff_s=FAST_S))
+            made.append(EmbeddedEngine(lambda lane, error: None, backoff_s=FAST_S, chore_backoff_s=FAST_S))
             return made[-1]
 
         yield make
@@ -91,6 +92,30 @@ def test_a_lane_has_stack_enough_for_the_deepest_json() -> None:
     lanes.wait_for("a", 2)
     assert engine.stop(PATIENCE_S)
     assert set(told) == {"RecursionError"}
+
+
+def test_failures_of_chores_are_told_by_name_and_their_pauses_grow_to_a_bound() -> None:
+    told: list[tuple[str, str]] = []
+    moments: list[float] = []
+    enough = threading.Event()
+
+    def fail() -> bool:
+        moments.append(time.monotonic())
+        if len(moments) == 5:
+            enough.set()
+        raise ValueError("broken")
+
+    engine = EmbeddedEngine(
+        lambda lane, error: None,
+        chore_failed=lambda name, error: told.append((name, str(error))),
+        chore_backoff_s=(0.02, 0.08),
+    )
+    engine.start([], lambda lane: None, [Chore("prune", 3600, fail)])
+    assert enough.wait(PATIENCE_S)
+    assert engine.stop(PATIENCE_S)
+    pauses_s = [later - earlier for earlier, later in pairwise(moments)]
+    assert all(pause_s >= least_s for pause_s, least_s in zip(pauses_s[:4], [0.02, 0.04, 0.08, 0.08], strict=True))
+    assert told[0] == ("prune", "broken")
 
 
 # --- the one worker --------------------------------------------------------------------------------------

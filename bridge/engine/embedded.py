@@ -1,4 +1,4 @@
-"""The engine of one machine: a thread for each lane of the one worker process."""
+"""The engine of one machine: a thread for each lane of the one worker process, and one for all chores."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from bridge.engine.protocol import Run
+from bridge.engine.pauses import pause_after
+from bridge.engine.protocol import Chore, Run
+from bridge.engine.threads import start_thread
 from bridge.errors import ConfigError, Problem
 from bridge.model import utc_now
 
-# Deep JSON recurses in C as far as Python's own limit lets it, and Python 3.13 lets it go further: with 1 MiB the
-# process died of it. Memory is taken only as far as the stack is used.
-STACK_BYTES = 8 * 1024 * 1024
 BACKOFF_S = (1.0, 60.0)  # after a run that raised: the first pause and the longest
+CHORE_BACKOFF_S = (1.0, 30.0)
 LOOK_AGAIN_S = 60.0  # however late a wake is due, so that a clock that was set costs no more than this
 
 
@@ -37,37 +37,49 @@ class _Lane:
     thread: threading.Thread | None = None
 
 
+@dataclass
+class _Chore:
+    chore: Chore
+    due: float = 0.0  # by the monotonic clock
+    failures: int = 0  # in a row
+
+
 class EmbeddedEngine:
     """An `Engine` of threads.
 
-    *failed* is told of every run that raised, with the lane's name; the lane runs again after a pause. *clock*
-    gives the moments that wakes are compared with.
+    *failed* is told of every run that raised, with the lane's name; the lane runs again after a pause.
+    *chore_failed* is the same for chores, and *failed* if it is not given. *clock* gives the moments that wakes are
+    compared with.
     """
+
+    shared = False
 
     def __init__(
         self,
         failed: Callable[[str, Exception], None],
         *,
+        chore_failed: Callable[[str, Exception], None] | None = None,
         clock: Callable[[], datetime] = utc_now,
         backoff_s: tuple[float, float] = BACKOFF_S,
+        chore_backoff_s: tuple[float, float] = CHORE_BACKOFF_S,
     ) -> None:
         self._failed = failed
+        self._chore_failed = chore_failed or failed
         self._clock = clock
         self._backoff_s = backoff_s
+        self._chore_backoff_s = chore_backoff_s
         self._lanes: dict[str, _Lane] = {}
-        self._stopping = False
+        self._keeper: threading.Thread | None = None
+        self._stopping = threading.Event()
 
-    def start(self, lanes: Sequence[str], run: Run) -> None:
+    def start(self, lanes: Sequence[str], run: Run, chores: Sequence[Chore] = ()) -> None:
         now = self._clock()
         # All are there before the first one runs: a run may wake any other.
         self._lanes = {name: _Lane(name, due=now) for name in lanes}
-        usual = threading.stack_size(STACK_BYTES)
-        try:
-            for lane in self._lanes.values():
-                lane.thread = threading.Thread(target=self._serve, args=(lane, run), name=lane.name, daemon=True)
-                lane.thread.start()
-        finally:
-            threading.stack_size(usual)
+        for lane in self._lanes.values():
+            lane.thread = start_thread(self._serve, lane, run, name=lane.name)
+        if chores:
+            self._keeper = start_thread(self._keep, [_Chore(chore) for chore in chores], name="chores")
 
     def wake(self, lanes: Iterable[str], when: datetime | None = None) -> None:
         due = when or self._clock()
@@ -77,11 +89,12 @@ class EmbeddedEngine:
 
     def stop(self, grace_s: float) -> bool:
         deadline = time.monotonic() + grace_s
-        self._stopping = True
+        self._stopping.set()
         for lane in self._lanes.values():
             with lane.woken:
                 lane.woken.notify()
-        threads = [lane.thread for lane in self._lanes.values() if lane.thread is not None]
+        begun = [*(lane.thread for lane in self._lanes.values()), self._keeper]
+        threads = [thread for thread in begun if thread is not None]
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
@@ -102,7 +115,7 @@ class EmbeddedEngine:
     def _wait(self, lane: _Lane) -> bool:
         """Return True when the lane is to run, with its wake used up; False when the engine stops."""
         with lane.woken:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 pause_s = self._until(lane)
                 if pause_s is not None and pause_s <= 0:
                     lane.due = None
@@ -116,10 +129,30 @@ class EmbeddedEngine:
         return max((lane.due - self._clock()).total_seconds(), lane.not_before - time.monotonic())
 
     def _pause(self, lane: _Lane) -> None:
-        first_s, longest_s = self._backoff_s
-        lane.not_before = time.monotonic() + min(first_s * 2.0 ** min(lane.failures, 30), longest_s)
+        lane.not_before = time.monotonic() + pause_after(lane.failures, self._backoff_s)
         lane.failures += 1
         _ask(lane, self._clock())
+
+    def _keep(self, chores: Sequence[_Chore]) -> None:
+        next_due = time.monotonic()
+        while not self._stopping.wait(max(0.0, next_due - time.monotonic())):
+            for each in chores:
+                if each.due <= time.monotonic() and not self._stopping.is_set():
+                    self._do(each)
+            next_due = min(each.due for each in chores)
+
+    def _do(self, each: _Chore) -> None:
+        began = time.monotonic()
+        try:
+            more = each.chore.do()
+        except Exception as error:  # a full disk or a locked database passes; the other chores go on
+            each.due = time.monotonic() + pause_after(each.failures, self._chore_backoff_s)
+            each.failures += 1
+            with contextlib.suppress(Exception):
+                self._chore_failed(each.chore.name, error)
+        else:
+            each.failures = 0
+            each.due = began if more else began + each.chore.every_s
 
 
 def _ask(lane: _Lane, due: datetime) -> None:

@@ -7,6 +7,7 @@ for now is never swallowed by one for later; a wake that is lost costs time, nev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
@@ -14,9 +15,27 @@ from typing import Protocol
 Run = Callable[[str], datetime | None]
 
 
+@dataclass(frozen=True)
+class Chore:
+    """Something to be done every *every_s* seconds, by one runner at a time.
+
+    *do* takes a few seconds at most and says whether there is more to do at once. It is called once at the start,
+    unless another process did it just now.
+    """
+
+    name: str
+    every_s: float
+    do: Callable[[], bool]
+
+
 class Engine(Protocol):
-    def start(self, lanes: Sequence[str], run: Run) -> None:
-        """Begin to run each of *lanes* once now, and then whenever it is woken or asked for it."""
+    @property
+    def shared(self) -> bool:
+        """Whether several processes share the lanes; then each chore is done once for all of them."""
+        ...
+
+    def start(self, lanes: Sequence[str], run: Run, chores: Sequence[Chore] = ()) -> None:
+        """Begin to run each of *lanes* once now, and then whenever it is woken or asked for it; and the *chores*."""
         ...
 
     def wake(self, lanes: Iterable[str], when: datetime | None = None) -> None:
