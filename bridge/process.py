@@ -9,12 +9,12 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from bridge import config as configuration
@@ -26,6 +26,9 @@ from bridge.errors import BridgeError, ConfigError, Problem
 from bridge.store.protocol import Store
 from bridge.store.sqlite import SqliteStore
 from bridge.worker import Worker
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 LOOK_S = 0.5  # whether another worker has ended
 GRACE_S = 6.0  # of the 10 seconds in which all of bridge ends: pushes under way are finished by then, or left
@@ -118,13 +121,17 @@ def open_store(environment: Environment, config: Config) -> SqliteStore:
 
 def migrate(environment: Environment, config: Config) -> tuple[SqliteStore, list[str]]:
     """Return the database with the names of the steps that brought it up to date; see `open_store`."""
-    lanes = {name: connection.lanes for name, connection in config.targets.items()}
-    store = SqliteStore(database_path(environment), lanes)
+    store = _store(environment, config)
     try:
         return store, store.migrate()
     except BaseException:
         store.close()
         raise
+
+
+def _store(environment: Environment, config: Config) -> SqliteStore:
+    lanes = {name: connection.lanes for name, connection in config.targets.items()}
+    return SqliteStore(database_path(environment), lanes)
 
 
 def ephemeral_host(environ: Mapping[str, str], database: Path) -> Host | None:
@@ -175,30 +182,23 @@ def _why_closed(host: str, port: int) -> OSError | None:
     return None
 
 
-def run_web(config: Config, environment: Environment, host: str) -> None:
-    """Receive webhooks and serve the API at *host* and PORT until SIGTERM or SIGINT; leaves by `SystemExit`."""
+def open_web(config_path: Path | None, bound_to: str, stack: ExitStack) -> Flask:
+    """Return the web application with all that it needs, which *stack* closes. Each process that serves calls it.
+
+    The database is not looked at: while it is away, senders hear so. `migrate` comes before the first of them.
+    """
     # The worker process does without all of this.
     from bridge.app import create_app
     from bridge.store.group_commit import GroupCommit
-    from bridge.web.server import THREADS, Server
 
-    log.configure(environment.log_level, environment.log_format)
-    store = open_store(environment, config)
+    loaded = load(config_path)
+    config, environment = loaded.config, loaded.environment
+    store = _store(environment, config)
+    stack.callback(store.close)
     bell = Bell(bell_path(database_path(environment)))
     commit = GroupCommit(store.receive, store.refuse, committed=bell.ring)
-
-    def stop() -> None:
-        commit.close()
-        store.close()
-
-    run: Callable[[], None] = Server(
-        lambda: create_app(config, store, environment, commit=commit, ring=bell.ring, bound_to=host),
-        stop,
-        bind=f"{host}:{environment.port}",
-        processes=environment.web_concurrency or 1,
-        threads=THREADS,
-    ).run
-    run()
+    stack.callback(commit.close)
+    return create_app(config, store, environment, commit=commit, ring=bell.ring, bound_to=bound_to)
 
 
 def run_worker(config: Config, environment: Environment, *, patient: bool = False) -> int:

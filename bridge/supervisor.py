@@ -1,4 +1,8 @@
-"""`bridge serve`: web and worker as children. One that dies is started again; all end together."""
+"""`bridge serve`: web and worker as children. One that dies is started again; all end together.
+
+``python -m bridge.supervisor`` is what the command goes on as, once it has found that they can start. It waits for
+months and does nothing, so it imports next to nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from bridge import log
+from bridge.environment import Environment
 
+ROLES = ("web", "worker")
 GRACE_S = 9.0  # longer than web and worker take for themselves; all have ended 10 seconds after the signal
 FIRST_PAUSE_S = 0.5  # before a dead child is started again, doubled each time
 LONGEST_PAUSE_S = 30.0
@@ -49,14 +54,13 @@ class Child:
 
 
 class Supervisor:
-    """Runs one child for each role until it is asked to end. *command* makes the command line of a role."""
+    """Runs a child for each role until it is asked to end. *command* makes the command line of a role."""
 
-    def __init__(
-        self, roles: Sequence[str], command: Callable[[str], Sequence[str]], environ: Mapping[str, str]
-    ) -> None:
-        self._children = [Child(role) for role in roles]
+    def __init__(self, command: Callable[[str], Sequence[str]], environ: Mapping[str, str]) -> None:
+        self._children = [Child(role) for role in ROLES]
         self._command = command
         self._environ = {**environ, PARENT: str(os.getpid())}
+        self._settings = Environment.read(environ)
 
     def run(self) -> int:
         """Return the exit code once all have ended: 0 when asked to end, else that of the child that cannot start.
@@ -93,7 +97,8 @@ class Supervisor:
             process_group=0,  # Ctrl-C reaches only us, and we say in which way the children end
         )
         child.started_at = now
-        log.event("child.started", level="debug", role=child.role, pid=child.process.pid)
+        if self._settings.log_level == "debug":
+            self._tell("child.started", level="debug", role=child.role, pid=child.process.pid)
 
     def _died(self, child: Child, code: int) -> None:
         now = time.monotonic()
@@ -101,7 +106,7 @@ class Supervisor:
         pause_s = min(FIRST_PAUSE_S * 2**child.deaths, LONGEST_PAUSE_S)
         child.deaths = min(child.deaths + 1, 20)
         child.process, child.start_again_at = None, now + pause_s
-        log.event("child.died", level="error", role=child.role, code=code, again_in_s=pause_s)
+        self._tell("child.died", role=child.role, code=code, again_in_s=pause_s)
 
     def _end(self) -> None:
         """Ask all children to end, and kill those that do not."""
@@ -113,9 +118,15 @@ class Supervisor:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                log.event("child.killed", level="error", pid=process.pid)
+                self._tell("child.killed", pid=process.pid)
                 process.kill()
                 process.wait()
+
+    def _tell(self, name: str, *, level: str = "error", **facts: str | int | float) -> None:
+        from bridge import log  # once there is something to tell: it takes as much memory as all else here
+
+        log.configure(self._settings.log_level, self._settings.log_format)
+        log.event(name, level=level, **facts)
 
 
 @contextlib.contextmanager
@@ -157,3 +168,17 @@ def _signals() -> Iterator[Callable[[float], bool]]:
             signal.signal(number, handler)
         ours.close()
         theirs.close()
+
+
+def main(host: str, *config: str) -> int:
+    """Run both roles, with the web process at *host*; return the exit code. *config*: bridge.toml, if given."""
+
+    def command(role: str) -> list[str]:
+        options = [*(("--config", *config) if config else ()), *(("--host", host) if role == "web" else ())]
+        return [sys.executable, "-m", "bridge", role, *options]
+
+    return Supervisor(command, os.environ).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

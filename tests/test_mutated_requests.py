@@ -45,14 +45,12 @@ FOLDERS = {
 }
 RUN = """
 import sys
-from pathlib import Path
-from bridge.process import load, run_web
 from bridge.web import server
+from bridge.web.__main__ import main
 server.READ_DEADLINE_S = 1.5  # nobody likes to wait for the real ones
 server.SEND_TIMEOUT_S = 0.5
 server.LINGER_S = 0.2
-loaded = load(Path(sys.argv[1]))
-run_web(loaded.config, loaded.environment, "127.0.0.1")
+main("127.0.0.1", sys.argv[1])
 """
 
 

@@ -18,7 +18,6 @@ from bridge.errors import StoreUnavailable
 if TYPE_CHECKING:
     from bridge.process import Loaded
 
-ROLES = ("web", "worker")
 PATIENCE_S = 10.0
 
 
@@ -32,26 +31,20 @@ def serve(ctx: click.Context, config_path: Path | None, host: str) -> None:
     Each is a process of its own; one that dies is started again. SIGTERM or Ctrl-C ends both, and what is under
     way is finished before.
     """
-    from bridge import log, process
-    from bridge.supervisor import Supervisor, end_with_parent
+    from bridge import process
+    from bridge.supervisor import ROLES, end_with_parent
 
     end_with_parent(os.environ)
     loaded = process.load(config_path)
     database = process.database_path(loaded.environment)
     process.check_port(host, loaded.environment.port)
     _warn(loaded, ROLES)
-    log.configure(loaded.environment.log_level, loaded.environment.log_format)
     click.echo(f"bridge {__version__} listens at http://{host}:{loaded.environment.port}", err=True)
     click.echo(f"  database: {database}", err=True)
     for name in sorted(loaded.config.sources):
         click.echo(f"  webhooks of {name}: {loaded.config.bridge.public_url}/hooks/{name}", err=True)
     click.echo(f"  pages: {_how_to_sign_in(loaded)}", err=True)
-
-    def command(role: str) -> list[str]:
-        chosen = ["--config", str(config_path)] if config_path else []
-        return [sys.executable, "-m", "bridge", role, *chosen, *(["--host", host] if role == "web" else [])]
-
-    ctx.exit(Supervisor(ROLES, command, os.environ).run())
+    _go_on_as("bridge.supervisor", host, config_path)
 
 
 @click.command()
@@ -71,7 +64,8 @@ def web(config_path: Path | None, host: str) -> None:
         _warn(loaded, ("web",))
     # Under `bridge serve`, what a killed one left behind may have it for another moment.
     process.check_port(host, loaded.environment.port, patience_s=PATIENCE_S if PARENT in os.environ else 0)
-    process.run_web(loaded.config, loaded.environment, host)
+    process.open_store(loaded.environment, loaded.config).close()  # brought up to date, before anybody uses it
+    _go_on_as("bridge.web", host, config_path)
 
 
 @click.command()
@@ -111,6 +105,17 @@ def migrate(config_path: Path | None, json_wanted: bool) -> None:
         output.as_json({"steps": steps})
     else:
         click.echo(f"Done: {', '.join(steps)}." if steps else "The database is up to date.")
+
+
+def _go_on_as(module: str, host: str, config_path: Path | None) -> None:
+    """Replace this program by *module*, which imports little: what was needed to look for problems is let go.
+
+    It is still the same process, and still ends with its parent.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    chosen = [str(config_path)] if config_path else []
+    os.execv(sys.executable, [sys.executable, "-m", module, host, *chosen])  # noqa: S606 - it is our own program
 
 
 def _warn(loaded: Loaded, roles: Sequence[str]) -> None:

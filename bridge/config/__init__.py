@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bridge.config.environment import Environment
 from bridge.config.model import BridgeSettings, Config, SourceConnection, TargetConnection
 from bridge.config.reader import Routes, find, load, read_routes
+from bridge.environment import Environment
 
 __all__ = [
     "BridgeSettings",

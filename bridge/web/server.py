@@ -9,9 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
@@ -20,6 +19,9 @@ from gunicorn.workers.gthread import _DEFER, TConn
 
 from bridge import log
 from bridge.web.express import ExpressWorker
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 # Threads serve all that `express` does not take in by itself. How many there are hardly matters for speed, so
 # there are enough of them to bear a few slow senders. Before it, these were tried, with a thread for each that

@@ -1,4 +1,7 @@
-"""What the process is told by its environment."""
+"""What the process is told by its environment.
+
+Light, for processes that only start others: it knows nothing of the configuration file.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from bridge.config.words import did_you_mean, one_of
 from bridge.errors import ConfigError, Problem
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -107,6 +109,8 @@ def _from_to(low: int, high: int) -> Callable[[str], int]:
 def _word(known: tuple[str, ...]) -> Callable[[str], str]:
     def check(text: str) -> str:
         if text.lower() not in known:
+            from bridge.config.words import did_you_mean, one_of  # with all of the configuration
+
             raise ValueError(f"there is no '{text}'; {did_you_mean(text.lower(), known) or one_of(known)}")
         return text.lower()
 
