@@ -10,9 +10,18 @@ import logging
 import sys
 from typing import Any, TextIO
 
-import structlog
-
 from bridge.errors import BridgeError
+
+# structlog imports rich where it is installed, for tracebacks, which `bug` writes in its own way: 5 MB in every
+# process. None is Python's word for a module that is not to be found.
+_rich = sys.modules.get("rich")
+sys.modules["rich"] = None  # type: ignore[assignment]
+import structlog  # noqa: E402
+
+if _rich is None:
+    del sys.modules["rich"]
+else:
+    sys.modules["rich"] = _rich
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("bridge")
 
