@@ -1,4 +1,8 @@
-"""The worker process: lanes, heartbeats, sweeps and a clean stop."""
+"""The worker process: lanes, heartbeats, chores and a clean stop.
+
+One worker has all lanes to itself, or several share them (`Engine.shared`). Then whoever runs a lane takes it over
+first, for that one run, so that a runner who was thought dead cannot write any more.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +18,22 @@ import requests
 
 from bridge import log, pipeline, telemetry
 from bridge.config import Config, SourceConnection, TargetConnection
-from bridge.engine.protocol import Engine
+from bridge.engine.protocol import Chore, Engine
 from bridge.errors import LostLane, Retryable
 from bridge.lanes import deliver_lane, process_lane
 from bridge.model import Delivery, utc_now
 from bridge.outbound import Api, new_session
-from bridge.store.protocol import Store, TargetStatus, Ticket
+from bridge.store.protocol import Pair, Store, TargetStatus, Ticket
 
 TURN_S = 3.0  # a lane does what is due for about this long, then lets the engine look around
 LONGEST_NAP_S = 2.0  # waiting for the quota within a push; longer waits end the push
-SWEEP_S = 5.0
+SWEEP_S = 5.0  # how late what is due can be when its wake was lost
 BEAT_S = 10.0
 PRUNE_S = 3600.0
-FIRST_PAUSE_S = 1.0  # after housekeeping failed, doubled each time
+TIDY_S = 5.0
+FIRST_PAUSE_S = 1.0  # after a beat failed, doubled each time
 LONGEST_PAUSE_S = 30.0
+ELSEWHERE = timedelta(seconds=1)  # so that another worker takes the lane, or rules are in force by then
 ASIDE = timedelta(seconds=0.2)
 KEYS_KEPT = timedelta(days=14)  # longer than any sender retries
 
@@ -45,6 +51,8 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._tickets: dict[str, Ticket] = {}
+        self._routes: Mapping[Pair, str] = {}  # those that were put in force when we started
+        self.superseded = False  # by a worker with other rules: this one does nothing any more
         self._sessions = threading.local()
         self._stopping = threading.Event()
         self._sources: Mapping[str, SourceConnection] = {
@@ -63,12 +71,14 @@ class Worker:
     # --- the process ---
 
     def start(self) -> None:
-        """Take every lane over and begin. Returns at once; `keep_house` is for the main thread."""
+        """Put our rules in force and begin. Returns at once; `keep_house` is for the main thread."""
         self.store.beat("worker", self.owner, self.clock())
-        for lane in self.lanes:
-            self._ticket(lane)
+        if not self.engine.shared:
+            self._take_over()
         readable = {name: self._reader(one) is not None for name, one in self.config.sources.items()}
-        ruling = pipeline.follow(self.config.routes, readable, self.store, self.clock())
+        with self.store.alone("rules"):
+            ruling = pipeline.follow(self.config.routes, readable, self.store, self.clock())
+        self._routes = ruling.rules.routes
         if ruling.changed or ruling.gone or ruling.unread:
             log.event(
                 "rules.changed",
@@ -76,36 +86,46 @@ class Worker:
                 gone=[f"{source} -> {target}" for source, target in ruling.gone],
                 read_again=list(ruling.unread),
             )
-        self.engine.start(self.lanes, self.run)
+        if not self.engine.shared:
+            self._take_over()  # other rules took the lanes from everybody, us included
+        self.engine.start(self.lanes, self.run, self._chores())
         log.event("worker.started", lanes=len(self.lanes), owner=self.owner)
 
+    def _take_over(self) -> None:
+        """Take every lane from whoever had it: what was being sent is due again."""
+        self._tickets = {lane: self.store.acquire(lane, self.owner, self.clock()) for lane in self.lanes}
+
+    def _chores(self) -> list[Chore]:
+        def sweep() -> bool:
+            self.wake_due()
+            return False
+
+        return [
+            Chore("sweep", SWEEP_S, sweep),
+            Chore("tidy", TIDY_S, lambda: self.store.tidy(self.clock())),
+            Chore("prune", PRUNE_S, lambda: self.prune() > 0),
+        ]
+
     def keep_house(self, wait: Callable[[float], bool]) -> None:
-        """Until `stop`: wake what the web process rang for, sweep for lost wakes, beat, prune.
+        """Until `stop`: wake what the web process rang for, and say that we are alive.
 
         *wait* returns when the bell rings (True) or after that many seconds (False).
         """
-        next_beat = next_sweep = next_prune = 0.0
+        next_beat = 0.0
         pause_s = FIRST_PAUSE_S
         while not self._stopping.is_set():
-            now = time.monotonic()
-            rang = wait(max(0.0, min(next_beat, next_sweep, next_prune) - now))
+            rang = wait(max(0.0, next_beat - time.monotonic()))
             now = time.monotonic()
             try:
-                if rang or now >= next_sweep:
+                if rang:
                     self.wake_due()
-                    next_sweep = now + SWEEP_S
                 if now >= next_beat:
                     self.store.beat("worker", self.owner, self.clock())
                     next_beat = now + BEAT_S
                     pause_s = FIRST_PAUSE_S
-                if now >= next_prune:
-                    next_prune = now + (0 if self.prune() else PRUNE_S)
             except Exception as error:  # a full disk or a locked database passes; the worker stays
                 log.bug("worker.housekeeping_failed", error, again_in_s=pause_s)
-                # What failed, and what was due after it, waits; a sweep that only reads goes on.
-                next_beat, next_sweep, next_prune = (
-                    now + pause_s if due <= now else due for due in (next_beat, next_sweep, next_prune)
-                )
+                next_beat = now + pause_s
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def wake_due(self) -> None:
@@ -130,10 +150,10 @@ class Worker:
 
     def run(self, lane: str) -> datetime | None:
         """Do what is due in *lane* for a few seconds; return when to be called again."""
+        if self.engine.shared:
+            return self._run_shared(lane)
         try:
-            if lane in self._sources:
-                return self._process(lane, self._sources[lane])
-            return self._deliver(lane, self._targets[lane])
+            return self._run(lane, self._ticket(lane))
         except LostLane:
             log.event("lane.lost", level="error", lane=lane, owner=self.owner)
             self._stopping.set()  # another worker took over: this one must not go on
@@ -143,24 +163,60 @@ class Worker:
             self._tickets.pop(lane, None)
             raise
 
+    def _run_shared(self, lane: str) -> datetime | None:
+        if self.superseded:
+            return self.clock() + ELSEWHERE
+        ticket = self.store.acquire(lane, self.owner, self.clock())
+        # After taking it: rules that are put in force from now on take the lane from us.
+        if lane in self._sources and not self._in_force():
+            return self.clock() + ELSEWHERE
+        try:
+            return self._run(lane, ticket)
+        except LostLane:
+            log.event("lane.lost", level="warning", lane=lane, owner=self.owner)
+            return None  # who has it now goes on with it
+
+    def _in_force(self) -> bool:
+        """Say whether our rules are in force; if others are, this worker is one of the past."""
+        in_force = self.store.rules()
+        if in_force is not None and in_force.routes == self._routes:
+            return True
+        if in_force is not None and "" in in_force.routes.values():
+            return False  # somebody is about to put some in force
+        self.superseded = True
+        log.event(
+            "worker.superseded",
+            level="error",
+            owner=self.owner,
+            reason="A worker with other rules was started on this database, and those count. This one does "
+            "nothing until it is started again with the same bridge.toml as that one.",
+        )
+        return False
+
+    def _run(self, lane: str, ticket: Ticket) -> datetime | None:
+        if lane in self._sources:
+            return self._process(lane, self._sources[lane], ticket)
+        return self._deliver(lane, self._targets[lane], ticket)
+
     def _ticket(self, lane: str) -> Ticket:
         if lane not in self._tickets:
             self._tickets[lane] = self.store.acquire(lane, self.owner, self.clock())
         return self._tickets[lane]
 
-    def _process(self, lane: str, connection: SourceConnection) -> datetime | None:
+    def _process(self, lane: str, connection: SourceConnection, ticket: Ticket) -> datetime | None:
         deadline = time.monotonic() + TURN_S
         api = self._reader(connection)
         routes = self.config.routes_of(connection.name)
         while time.monotonic() < deadline and not self._stopping.is_set():
             more = False
             began_ns = time.time_ns()
-            for done in pipeline.process(connection, routes, self.store, self._ticket(lane), api, self.clock()):
+            for done in pipeline.process(connection, routes, self.store, ticket, api, self.clock()):
                 if done.inbounds:
                     where: dict[str, telemetry.Fact] = {"bridge.source": connection.name}
                     self.spans.add("bridge.process", began_ns, {**where, "bridge.inbounds": done.inbounds})
-                for woken, due in done.woken.items():
-                    self.engine.wake([woken], due)
+                if not self.engine.shared:  # else the transaction that made it due did so
+                    for woken, due in done.woken.items():
+                        self.engine.wake([woken], due)
                 more = done.more
                 if time.monotonic() > deadline or self._stopping.is_set():
                     break
@@ -175,9 +231,8 @@ class Worker:
         base_url = connection.type.read_base_url(connection.settings)
         return lambda: Api(base_url, session=self._session())
 
-    def _deliver(self, lane: str, connection: TargetConnection) -> datetime | None:
+    def _deliver(self, lane: str, connection: TargetConnection, ticket: Ticket) -> datetime | None:
         deadline = time.monotonic() + TURN_S
-        ticket = self._ticket(lane)
         apart = {name for names in connection.type.identities for name in names}
         while not self._stopping.is_set():
             status = self.store.target_status(connection.name)

@@ -20,7 +20,7 @@ from bridge.demo.fakes.base import Fake
 from bridge.demo.fakes.clerk_chat import ClerkChat
 from bridge.demo.fakes.sakari import Sakari
 from bridge.demo.fakes.server import serve
-from bridge.engine.protocol import Run
+from bridge.engine.protocol import Chore, Run
 from bridge.model import InboundRequest, iso, utc_now
 from bridge.store.sqlite import SqliteStore
 from bridge.worker import Worker
@@ -197,7 +197,9 @@ def signed(config: Config, body: bytes, message_id: str, now: datetime | None = 
 class OnTheSpot:
     """An engine that runs nothing by itself: `Bench.settle` runs the lanes that are due, in this thread."""
 
-    def start(self, lanes: Sequence[str], run: Run) -> None:
+    shared = False
+
+    def start(self, lanes: Sequence[str], run: Run, chores: Sequence[Chore] = ()) -> None:
         pass
 
     def wake(self, lanes: Iterable[str], when: datetime | None = None) -> None:

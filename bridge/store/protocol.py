@@ -394,8 +394,9 @@ class Store(Looking, Protocol):
         What is queued for a changed route is not due until its contact was decided again; what is queued for one
         that is gone never is. Links, what targets accepted, and creates of unknown fate are kept.
 
-        No lane may run meanwhile. This may change very many rows, in several transactions: after a crash half-way
-        `rules` tells other digests than before, so that the next start does all of it again.
+        Every source's lane is taken from whoever has it. This may change very many rows, in several transactions:
+        after a crash half-way `rules` tells other digests than before, so that the next start does all of it
+        again.
         """
         ...
 
@@ -437,6 +438,10 @@ class Store(Looking, Protocol):
 
     def prune(self, *, payloads_before: datetime, keys_before: datetime, limit: int = 1000) -> int:
         """Delete payloads and event keys older than given, up to *limit* of each; facts stay. Return how many."""
+        ...
+
+    def tidy(self, now: datetime) -> bool:
+        """Do what the database itself needs every few seconds; say whether there is more to do at once."""
         ...
 
     def migrate(self) -> list[str]:

@@ -37,8 +37,13 @@ def rules(db: Db) -> Rules | None:
 
 
 def begin(db: Db, asked: Ruling) -> int:
-    """Void what is remembered of the routes concerned; return the last row id to be looked at, 0 for none."""
+    """Void what is remembered of the routes concerned; return the last row id to be looked at, 0 for none.
+
+    Who decides by the rules of before is stopped: what is decided from now on counts.
+    """
     pairs = [*asked.changed, *asked.gone]
+    if pairs:
+        db.execute("UPDATE lane SET fence = fence + 1 WHERE name LIKE 'process:%'")
     for pair in pairs:
         _remember_route(db, pair, "")
     if not pairs and not asked.unread:
