@@ -63,6 +63,11 @@ _WRITE: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED" + _SETTINGS
 _DURABLE: LiteralString = _WRITE + "; SET LOCAL synchronous_commit = on"
 _NOT_DURABLE: LiteralString = _WRITE + "; SET LOCAL synchronous_commit = off"
 
+_ALONE: LiteralString = (
+    "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0"
+    "; SET LOCAL idle_in_transaction_session_timeout = 0"
+)
+
 # Somebody else was quicker: the same transaction succeeds a moment later.
 _AGAIN = frozenset({"40001", "40P01", "23505"})  # serialization failure, deadlock, unique violation
 # What was prepared on this session is not what the server has: a pooler gave us another session of it.
@@ -125,6 +130,24 @@ class Connections:
         """
         begin = _DURABLE if durable else _NOT_DURABLE
         return self._run(begin, lambda db: verb(db, *args), before_commit or _nothing)
+
+    @contextlib.contextmanager
+    def bare(self) -> Iterator[Connection]:
+        """Give a connection in no transaction, for whoever makes transactions of its own; nothing is tried again."""
+        with in_plain_words(), self._connection() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Wait until nobody else does *what*, on any machine, and keep others from it until the block ends.
+
+        It takes a connection for as long. A lock of the session's would be lost behind a pooler.
+        """
+        with self.bare() as connection:
+            connection.execute(_ALONE, prepare=False)
+            PostgresDb(connection).lock(what)
+            yield
+            connection.execute("ROLLBACK", prepare=False)
 
     def close(self) -> None:
         """Close every connection; those in use are closed when their use ends."""

@@ -95,12 +95,9 @@ def _bound(bounds_ms: Sequence[int], took_ms: int) -> int:
     return next((one for one in bounds_ms if took_ms <= one), bounds_ms[-1])
 
 
-def prune_minutes(db: Db) -> None:
-    """Delete the totals of minutes that are older than anybody asks for."""
-    newest = _newest_minute(db)
-    if newest is not None:
-        before = newest - int(MINUTES_KEPT.total_seconds())
-        db.execute("DELETE FROM activity WHERE step = ? AND bucket < ?", (MINUTE_S, before))
+def minutes_kept_from(db: Db) -> int:
+    """Return from when on totals of minutes are kept, in Unix time: nobody asks for older ones."""
+    return (_newest_minute(db) or 0) - int(MINUTES_KEPT.total_seconds())
 
 
 # --- reading ---------------------------------------------------------------------------------------------

@@ -112,5 +112,6 @@ def _prune(db: Db, payloads_before: str, keys_before: str, limit: int) -> int:
         " JOIN inbound i ON i.id = k.inbound_id WHERE i.received_at < ?)",
         (limit, keys_before),
     ).rowcount
-    totals.prune_minutes(db)
+    kept_from = totals.minutes_kept_from(db)
+    db.execute("DELETE FROM activity WHERE step = ? AND bucket < ?", (totals.MINUTE_S, kept_from))
     return len(deleted) + keys
