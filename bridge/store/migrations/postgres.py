@@ -198,8 +198,8 @@ CREATE TABLE inbound (
   source TEXT NOT NULL,
   received_at TIMESTAMPTZ NOT NULL,
   method TEXT NOT NULL,
-  url TEXT NOT NULL,                     -- without its query, which goes with the payload
-  headers TEXT NOT NULL,                 -- JSON; '{}': they are with the payload
+  url TEXT NOT NULL,                     -- without its query
+  headers TEXT NOT NULL,                 -- '{}'
   digest BYTEA NOT NULL,                 -- of its payload, which may be gone
   outcome TEXT NOT NULL,                 -- 'accepted' means: to be processed
   reason TEXT NOT NULL,
@@ -207,7 +207,9 @@ CREATE TABLE inbound (
   secret_index INTEGER NOT NULL,
   signed_at TIMESTAMPTZ,
   processed_at TIMESTAMPTZ,
-  repeats INTEGER NOT NULL DEFAULT 0
+  repeats INTEGER NOT NULL DEFAULT 0,
+  -- They may name a person, and days of payloads are dropped without a look at this table.
+  CONSTRAINT query_and_headers_go_with_the_payload CHECK (headers = '{}' AND strpos(url, '?') = 0)
 );
 
 CREATE TABLE event_key (
@@ -484,7 +486,7 @@ CREATE INDEX inbound_by_source ON inbound (source, received_at, id);
 CREATE INDEX inbound_by_outcome ON inbound (outcome, received_at, id);
 CREATE INDEX inbound_queued ON inbound (source, id) WHERE outcome = 'accepted';
 CREATE INDEX inbound_repeated ON inbound (received_at, id) WHERE repeats > 0;
--- By their payload only those are looked for that need it still, or have something that is to go with it.
+-- By their payload only those are looked for that need it still, or (on SQLite) have more that is to go with it.
 CREATE INDEX inbound_by_payload ON inbound (digest) WHERE outcome = 'accepted';
 CREATE INDEX inbound_to_bare ON inbound (digest) WHERE headers != '{}' OR strpos(url, '?') > 0;
 
