@@ -48,8 +48,8 @@ class EmbeddedEngine:
     """An `Engine` of threads.
 
     *failed* is told of every run that raised, with the lane's name; the lane runs again after a pause.
-    *chore_failed* is the same for chores, and *failed* if it is not given. *clock* gives the moments that wakes are
-    compared with.
+    *chore_failed* is the same for chores, and *failed* if it is not given. *clock* gives the moments that wakes
+    are compared with.
     """
 
     shared = False

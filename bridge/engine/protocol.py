@@ -35,7 +35,7 @@ class Engine(Protocol):
         ...
 
     def start(self, lanes: Sequence[str], run: Run, chores: Sequence[Chore] = ()) -> None:
-        """Begin to run each of *lanes* once now, and then whenever it is woken or asked for it; and the *chores*."""
+        """Begin to run each of *lanes* once now, and then whenever it is woken or asked for it; begin *chores*."""
         ...
 
     def wake(self, lanes: Iterable[str], when: datetime | None = None) -> None:
