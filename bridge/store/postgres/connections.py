@@ -133,7 +133,7 @@ class Connections:
 
     @contextlib.contextmanager
     def bare(self) -> Iterator[Connection]:
-        """Give a connection in no transaction, for whoever makes transactions of its own; nothing is tried again."""
+        """Give a connection in no transaction, for who makes transactions of his own; nothing is tried again."""
         with in_plain_words(), self._connection() as connection:
             yield connection
 

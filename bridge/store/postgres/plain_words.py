@@ -96,13 +96,13 @@ _REFUSALS: Sequence[tuple[re.Pattern[str], str]] = tuple(
     (re.compile(words), meaning)
     for words, meaning in (
         ("authentication failed|no password supplied|password missing", _PASSWORD),
-        ("no pg_hba.conf entry|permission denied for database|not allowed to connect", _NOT_ALLOWED),
+        ("pg_hba.conf (entry|rejects)|permission denied for database|not allowed to connect", _NOT_ALLOWED),
         ("too many (clients|connections)|remaining connection slots|no more connections allowed", _TOO_MANY),
         ("is (starting up|shutting down)|in recovery mode|not (yet|currently) accepting connections", _STARTING),
         ('role ".*" (does not exist|is not permitted)', _PASSWORD),
         ('database ".*" does not exist|no such database', _NO_DATABASE),
         ("translate host name|resolve host|name or service not known", _UNKNOWN_HOST),
-        ("ssl (error|connection)|certificate|not support ssl|no encryption|sslmode", _ENCRYPTION),
+        ("ssl (error|connection)|certificate|not support ssl|sslmode", _ENCRYPTION),
     )
 )
 
