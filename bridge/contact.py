@@ -34,25 +34,26 @@ def clamp(change: Change, received_at: datetime) -> Change:
 def merge(contact: Contact | None, change: Change) -> Contact:
     """Return *contact* with what *change* says; the newest wins per field, and for life and death."""
     known = contact or Contact(change.key)
-    known = replace(known, account=known.account or change.account)
+    if change.account and not known.account:
+        known = replace(known, account=change.account)
     if change.kind is Kind.ERASED:
         return erase(known, change.version)
     if change.kind is Kind.MERGED:
         known = _merged(known, change)
     if known.erased:
         return known
-    known = replace(
+    created, deleted = known.created, known.deleted
+    if change.kind is Kind.CREATED:
+        created = _newest(created, change.version)
+    elif change.kind is Kind.DELETED:
+        deleted = _newest(deleted, change.version)
+    return replace(
         known,
         fields=merge_fields(known.fields, _states(change)),
         thin=known.thin or change.thin,
+        created=created,
+        deleted=deleted,
     )
-    match change.kind:
-        case Kind.CREATED:
-            return replace(known, created=_newest(known.created, change.version))
-        case Kind.DELETED:
-            return replace(known, deleted=_newest(known.deleted, change.version))
-        case _:
-            return known
 
 
 def merge_fields(ours: Mapping[str, FieldState], theirs: Mapping[str, FieldState]) -> dict[str, FieldState]:
@@ -81,6 +82,8 @@ def erase(contact: Contact, version: Version) -> Contact:
 
 def relatives(contact: Contact) -> set[RecordKey]:
     """Return the records that were merged into *contact*, and the one that it was merged into."""
+    if not contact.absorbed and not contact.merged_into:
+        return set()
     ids = {*contact.absorbed, *([contact.merged_into] if contact.merged_into else [])}
     return {RecordKey(contact.key.source, source_id) for source_id in ids}
 
@@ -104,18 +107,16 @@ def _with(ids: Iterable[str], added: str) -> tuple[str, ...]:
 
 
 def _states(change: Change) -> dict[str, FieldState]:
+    version = change.version
     return {
-        name: FieldState(
-            value=value,
-            version=change.version,
-            said=None if is_empty(value) else value,
-            said_version=None if is_empty(value) else change.version,
-        )
+        name: FieldState(value, version) if is_empty(value) else FieldState(value, version, value, version)
         for name, value in change.fields.items()
     }
 
 
 def _newer(ours: FieldState, theirs: FieldState) -> FieldState:
+    if theirs.said_version == theirs.version > max(ours.version, ours.said_version or ours.version):
+        return theirs  # as nearly always
     value = theirs if _wins(theirs.value, theirs.version, ours.value, ours.version) else ours
     said = theirs if _wins(theirs.said, theirs.said_version, ours.said, ours.said_version) else ours
     return FieldState(value.value, value.version, said.said, said.said_version)

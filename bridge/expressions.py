@@ -238,6 +238,8 @@ def _copy(value: Any, budget: list[int], depth: int) -> Any:
     budget[0] -= 1
     if isinstance(value, str):
         budget[0] -= len(value)
+        if type(value) is str and budget[0] >= 0 and depth >= 0:
+            return value  # as nearly always
     if budget[0] < 0:
         raise BadValue("The value is too large.")
     if depth < 0:

@@ -62,6 +62,8 @@ def _erase_together(known: dict[RecordKey, Contact], touched: Iterable[RecordKey
     that the order in which erasures and merges arrive does not show.
     """
     changed: set[RecordKey] = set()
+    if not any(contact.erased for contact in known.values()):
+        return changed
     seen: set[RecordKey] = set()
     for key in touched:
         if key in seen:

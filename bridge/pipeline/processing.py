@@ -129,12 +129,13 @@ def _decision(
         known[key] = unless_readable(known[key], can_read=api is not None)
     before_erased = {key for key, contact in before.items() if contact.erased}
     spoken = [entry for one in parsed for entry in _facts(one, account, known, now)]
+    results = [_result(one, account, known) for one in parsed]
     return Decision(
         contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
         wants=_decide(routes, known, touched, work, _told(parsed, account), can_read=api is not None),
-        results=[_result(one, account, known) for one in parsed],
+        results=results,
         audit=[
-            *_silent(parsed, account, now),
+            *_silent(parsed, results, now),
             *spoken,
             *_erased_along(known, touched - before_erased, spoken, now),
         ],
@@ -213,6 +214,7 @@ def _decide(
         absorbed = lineage(known, contact, lambda one: one.absorbed)
         heirs_of = lineage(known, contact, lambda one: one.inherits)
         # Records of an erased person pass nothing on: each lets go of, or removes, what it is linked to itself.
+        again, spoken = key in work.replays, told.get(key, ())
         heirlooms = () if contact.erased else tuple(one.key.source_id for one in heirs_of)
         for route in routes:
             want = rules.decide(route, contact, absorbed)
@@ -222,11 +224,11 @@ def _decide(
                 replace(
                     want,
                     inherit_from=heirlooms,
-                    again=key in work.replays,
+                    again=again,
                     forget=contact.erased is not None,
                     quiet_s=BURST_QUIET_S if len(work.inbounds) > BURST else 0.0,
-                    inbound_id=max(told.get(key, ()), default=None),
-                    changes=len(told.get(key, ())),
+                    inbound_id=max(spoken, default=None),
+                    changes=len(spoken),
                 )
             )
     return wants
@@ -276,10 +278,9 @@ def _facts(
         )
 
 
-def _silent(parsed: Iterable[Parsed], account: str | None, now: datetime) -> Iterable[AuditEntry]:
+def _silent(parsed: Iterable[Parsed], results: Iterable[InboundResult], now: datetime) -> Iterable[AuditEntry]:
     """Yield an audit entry for each inbound that led to no contact, saying why."""
-    for one in parsed:
-        result = _result(one, account, {})
+    for one, result in zip(parsed, results, strict=True):
         if result.outcome is not Outcome.PROCESSED:
             yield AuditEntry(
                 at=now,

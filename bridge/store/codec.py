@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -79,33 +79,39 @@ def contact_from(key: RecordKey, text: str) -> Contact:
     )
 
 
-def _version(version: Version | None) -> list[str] | None:
-    return None if version is None else [iso(version.occurred_at), version.event_id]
+def _version(version: Version | None) -> tuple[str, str] | None:
+    return None if version is None else _written(version)
 
 
 def _version_from(read: list[str] | None) -> Version | None:
     return None if read is None else _version_of(*read)
 
 
-@lru_cache(maxsize=4096)  # all that one event said has one version
+# All that one event said has one version.
+
+
+@lru_cache(maxsize=4096)
+def _written(version: Version) -> tuple[str, str]:
+    return iso(version.occurred_at), version.event_id
+
+
+@lru_cache(maxsize=4096)
 def _version_of(moment: str, event_id: str) -> Version:
     return Version(from_iso(moment), event_id)
 
 
 def _field(state: FieldState) -> dict[str, Any]:
-    written: dict[str, Any] = {"value": state.value, "version": _version(state.version)}
+    written: dict[str, Any] = {"value": state.value, "version": _written(state.version)}
     if state.said_version is not None:
-        written |= {"said": state.said, "said_version": _version(state.said_version)}
+        written |= {"said": state.said, "said_version": _written(state.said_version)}
     return written
 
 
 def _field_from(read: Mapping[str, Any]) -> FieldState:
-    return FieldState(
-        value=read["value"],
-        version=_version_of(*read["version"]),
-        said=read.get("said"),
-        said_version=_version_from(read.get("said_version")),
-    )
+    version = _version_of(*read["version"])
+    if "said_version" not in read:
+        return FieldState(read["value"], version)
+    return FieldState(read["value"], version, read["said"], _version_of(*read["said_version"]))
 
 
 # --- deliveries and attempts -----------------------------------------------------------------------------
@@ -140,7 +146,14 @@ def desired_from(text: str | None) -> Desired | None:
 
 def exchanges_detail(exchanges: tuple[Exchange, ...]) -> dict[str, Any] | None:
     """Return what an attempt's audit entry keeps as its `detail`: the calls as they went over the wire."""
-    return {"exchanges": [asdict(exchange) for exchange in exchanges]} if exchanges else None
+    return {"exchanges": [_exchange(one) for one in exchanges]} if exchanges else None
+
+
+def _exchange(exchange: Exchange) -> dict[str, Any]:
+    return {name: getattr(exchange, name) for name in _EXCHANGE}
+
+
+_EXCHANGE = tuple(one.name for one in fields(Exchange))  # `asdict` would copy every text
 
 
 # --- searching -------------------------------------------------------------------------------------------
@@ -151,9 +164,11 @@ DIGIT = "\x1e"  # and this before each digit of a phone number, which is found b
 LONGEST_TERM = 40
 MOST_TERMS = 300  # of one contact
 FEWEST_DIGITS = 4
+USUAL_LENGTH = 4096  # of a search text: whose terms are remembered
 
 _NO_DIGIT = re.compile(r"\D+")
 _WORDS = re.compile(r"[^\W_]+")
+_BEGINNINGS = re.compile(r"(?<![^\W_])(?=[^\W_])")  # of words
 _PHONE = re.compile(r"\+?[\d\s().\-/]{6,}")
 _DIGITS = re.compile(r"\+?[\d\s().\-/]+")
 
@@ -183,11 +198,20 @@ def search_text(contact: Contact) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-def search_terms(text: str) -> set[str]:
+def search_terms(text: str) -> frozenset[str]:
     """Return where each word of a `search_text` begins, with what follows it; of phone numbers, each digit.
 
     What somebody looks for is the beginning of one of them.
     """
+    return _usual_terms(text) if len(text) <= USUAL_LENGTH else _terms(text)
+
+
+@lru_cache(maxsize=1024)  # what was written for a contact is looked at again when it changes, in a burst soon
+def _usual_terms(text: str) -> frozenset[str]:
+    return _terms(text)
+
+
+def _terms(text: str) -> frozenset[str]:
     terms: set[str] = set()
     for line in text.split("\n"):
         mark = DIGIT if line.startswith(DIGIT) else WORD
@@ -199,7 +223,7 @@ def search_terms(text: str) -> set[str]:
             if place <= last and len(terms) < MOST_TERMS:
                 terms.add(plain[place : place + LONGEST_TERM])
             place += len(part)
-    return terms
+    return frozenset(terms)
 
 
 def needles(q: str) -> tuple[Needle, ...]:
@@ -231,7 +255,7 @@ def _plain(text: str) -> str:
 
 
 def _marked(plain: str) -> str:
-    return _WORDS.sub(WORD + r"\g<0>", plain)
+    return _BEGINNINGS.sub(WORD, plain)
 
 
 def _words(value: Any) -> list[str]:
