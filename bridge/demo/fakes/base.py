@@ -144,8 +144,13 @@ class Fake:
         except ValueError:
             parsed = None
         path = request.full_path.rstrip("?")
+        headers = {
+            name.removeprefix("HTTP_").replace("_", "-").title(): value
+            for name, value in request.environ.items()
+            if name.startswith("HTTP_") or name in {"CONTENT_TYPE", "CONTENT_LENGTH"}
+        }
         with self.lock:
-            self.calls.append(Call(request.method, path, dict(request.headers), parsed, time.monotonic()))
+            self.calls.append(Call(request.method, path, headers, parsed, time.monotonic()))
         return None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
