@@ -473,17 +473,28 @@ def test_rows_go_to_their_day_or_else_to_the_default(connection: Connection) -> 
     receipt(connection, MIDNIGHT + DAY - timedelta(microseconds=1))
     receipt(connection, MIDNIGHT + DAY)
     for table in ("payload", "event_key"):
-        day = f"{table}_20260302"
-        assert where(connection, table) == [day, day, f"{table}_default"] or where(connection, table) == [
-            f"{table}_default",
-            day,
-            day,
-        ]
-    # The day whose rows are in the default partition stays there, and the next one is made all the same.
+        assert sorted(where(connection, table)) == [f"{table}_20260302"] * 2 + [f"{table}_default"]
+
+
+def test_what_came_before_its_day_was_made_moves_there_unless_it_is_very_much(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.store.postgres.partitions.MOVED_MAX", 2)
+    for n in range(5):
+        receipt(connection, NOON + (n > 1) * DAY + n * SECOND)
     made = make_days(connection, NOON.date(), NOON.date() + 2 * DAY)
-    assert made == ["payload_20260304", "event_key_20260304"]
-    receipt(connection, NOON + DAY)
-    assert len([name for name in where(connection) if name == "payload_default"]) == 2
+    assert made == ["payload_20260302", "payload_20260304", "event_key_20260302", "event_key_20260304"]
+    assert sorted(where(connection)) == ["payload_20260302"] * 2 + ["payload_default"] * 3
+    assert make_days(connection, NOON.date(), NOON.date() + 2 * DAY) == []
+
+
+def test_days_are_made_later_where_somebody_reads(committing: Connection, postgres_url: str) -> None:
+    with psycopg.connect(postgres_url) as reading:
+        reading.execute("SELECT * FROM payload").fetchall()
+        assert make_days(committing, NOON.date(), NOON.date()) == ["event_key_20260302"]
+        receipt(committing, NOON)
+    assert make_days(committing, NOON.date(), NOON.date()) == ["payload_20260302"]
+    assert where(committing) == ["payload_20260302"]
 
 
 def test_a_payload_that_gives_a_wrong_day_is_refused(connection: Connection) -> None:

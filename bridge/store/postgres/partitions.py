@@ -1,6 +1,6 @@
 """Payloads and event keys by day: days are prepared ahead, and go whole when they are old.
 
-A row says its day (UTC) itself. A day that nobody prepared goes to the default partition.
+A row says its day (UTC) itself. What is of a day that nobody prepared goes to the default partition.
 
 To drop a day, its table must be nobody's for a moment, and so must its parent, to which everybody writes. Who
 waits for that has others queue behind, so it is not waited for long: where somebody reads for minutes (a dump,
@@ -10,18 +10,20 @@ the given moment falls on, in the default partition, and beside payloads that ar
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from psycopg import Connection
-from psycopg.errors import CheckViolation, LockNotAvailable
+from psycopg.errors import LockNotAvailable
 from psycopg.rows import tuple_row
 
 from bridge.model import iso
 
 DAYS_AHEAD = 7
 LOCK_TIMEOUT_S = 1.0  # for which ingest may have to wait
+MOVED_MAX = 10_000  # rows of one day, from the default partition
 DAYS_AT_ONCE = 10  # of each table, dropped in one transaction
 COUNTED_BYTES = 64 * 1024 * 1024  # how many rows a larger day has is only known about
 
@@ -52,41 +54,48 @@ class _Day:
 def make_days(connection: Connection[Any], first: date, last: date | None = None) -> list[str]:
     """Prepare the days from *first* to *last*, or to `DAYS_AHEAD` behind *first*; return the tables made.
 
-    A day of which the default partition holds rows already stays there. *connection* is in no transaction: each
-    table is made in one of its own.
-
-    Raises:
-        LockNotAvailable: somebody had a table for too long. What was made stays; try again later.
+    What the default partition holds of them moves there, unless it is very much: then the day stays where it is.
+    One that cannot be made now, because somebody has the default partition for long, can be made at a later time.
+    *connection* is in no transaction: each table is made in one of its own.
     """
     end = first + timedelta(days=DAYS_AHEAD) if last is None else last
     wanted = [first + timedelta(days=n) for n in range((end - first).days + 1)]
-    made = []
+    made: list[str] = []
     for table in (PAYLOAD, EVENT_KEY):
         there = _days(connection, table)
-        made += [one.name for day in wanted if (one := _Day(table, day)) not in there and _make(connection, one)]
+        missing = [one for day in wanted if (one := _Day(table, day)) not in there]
+        with suppress(LockNotAvailable):
+            made.extend(one.name for one in missing if _make(connection, one))
     return made
 
 
 def _make(connection: Connection[Any], one: _Day) -> bool:
-    try:
-        with connection.transaction():
-            connection.execute(_PATIENCE)
-            connection.execute(_ALONE)
-            if one in _days(connection, one.table):
-                return False  # somebody made it meanwhile
-            # To create it as a partition would take its parent from everybody; to attach it does not.
-            connection.execute(f"CREATE TABLE {one.name} (LIKE {one.table} INCLUDING ALL)")
-            connection.execute(
-                f"ALTER TABLE {one.table} ATTACH PARTITION {one.name}"
-                f" FOR VALUES FROM ('{one.day}') TO ('{one.day + timedelta(days=1)}')"
-            )
-    except CheckViolation:  # the default partition holds rows of that day
+    if len(_rows(connection, _MISPLACED.format(table=one.table), one.day, MOVED_MAX + 1)) > MOVED_MAX:
         return False
+    with connection.transaction():
+        connection.execute(_LITTLE_PATIENCE)
+        connection.execute(_ALONE)
+        if one in _days(connection, one.table):
+            return False  # somebody made it meanwhile
+        # To create it as a partition would take its parent from everybody; to attach it does not.
+        connection.execute(f"CREATE TABLE {one.name} (LIKE {one.table} INCLUDING ALL)")
+        connection.execute(f"LOCK TABLE ONLY {one.table} IN SHARE UPDATE EXCLUSIVE MODE")
+        connection.execute(f"LOCK TABLE {one.table}_default IN ACCESS EXCLUSIVE MODE")
+        connection.execute(_MOVE.format(table=one.table, name=one.name), (one.day,))
+        connection.execute(
+            f"ALTER TABLE {one.table} ATTACH PARTITION {one.name}"
+            f" FOR VALUES FROM ('{one.day}') TO ('{one.day + timedelta(days=1)}')"
+        )
     return True
 
 
 _PATIENCE = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"
+_LITTLE_PATIENCE = "SET LOCAL lock_timeout = '200ms'"  # there are days to try again
 _ALONE = "SELECT pg_advisory_xact_lock(hashtextextended('bridge partitions', 0))"
+_MISPLACED = "SELECT 1 FROM {table}_default WHERE day = %s LIMIT %s"
+_MOVE = """
+WITH moved AS (DELETE FROM {table}_default WHERE day = %s RETURNING *) INSERT INTO {name} SELECT * FROM moved
+"""
 
 
 def _days(connection: Connection[Any], table: str) -> list[_Day]:
@@ -132,6 +141,7 @@ def _drop_days(connection: Connection[Any], table: str, before: datetime) -> int
         try:
             with connection.transaction():
                 connection.execute(_PATIENCE)
+                connection.execute(_ALONE)
                 # The parent, as everybody comes by it: from here on nobody can begin to need a payload.
                 connection.execute(f"LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE")
                 if not _needed(connection, one):
