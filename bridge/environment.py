@@ -25,7 +25,10 @@ class Environment:
     database_url: str = field(
         default="sqlite:///data/bridge.db",
         repr=False,
-        metadata={"name": "DATABASE_URL", "help": "sqlite:///path; a path with four slashes is absolute"},
+        metadata={
+            "name": "DATABASE_URL",
+            "help": "sqlite:///path (four slashes begin an absolute path), or postgres://user:password@host/database",
+        },
     )
     secret_key: str = field(
         default="",
@@ -80,11 +83,11 @@ def _database_url(text: str) -> str:
         scheme, path = urlsplit(text).scheme, urlsplit(text).path
     except ValueError:
         scheme = path = ""
-    if scheme == "sqlite" and path.strip("/"):
+    if scheme in {"postgres", "postgresql"} or (scheme == "sqlite" and path.strip("/")):
         return text
     raise ValueError(
-        "it names no SQLite file, and this version of bridge runs on SQLite; "
-        "write sqlite:////path/to/bridge.db, on a disk that stays"
+        "it names neither a SQLite file nor a PostgreSQL database; write sqlite:////path/to/bridge.db, "
+        "on a disk that stays, or postgres://user:password@host/database"
     )
 
 

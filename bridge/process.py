@@ -15,22 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import urlsplit
 
 from bridge import config as configuration
 from bridge import log, telemetry
 from bridge.config import Config, Environment
-from bridge.engine.bell import Bell, bell_path
-from bridge.engine.embedded import EmbeddedEngine, LockTaken, WorkerLock
+from bridge.database import Database, SqliteDatabase, database_of
+from bridge.engine.bell import Ringer
 from bridge.errors import BridgeError, ConfigError, Problem
 from bridge.store.protocol import Store
-from bridge.store.sqlite import SqliteStore
 from bridge.worker import Worker
 
 if TYPE_CHECKING:
     from flask import Flask
 
-LOOK_S = 0.5  # whether another worker has ended
 GRACE_S = 6.0  # of the 10 seconds in which all of bridge ends: pushes under way are finished by then, or left
 PORT_AGAIN_S = 0.2  # whether the port is free by now
 
@@ -52,10 +49,6 @@ EPHEMERAL = {
     "K_SERVICE": Host("Cloud Run", has_volumes=False),
     "FLY_APP_NAME": Host("Fly.io"),
 }
-
-
-class WorkerRunning(BridgeError):
-    """Another worker has this database."""
 
 
 class PortTaken(BridgeError):
@@ -80,7 +73,7 @@ class Opened:
 
     def ring(self) -> None:
         """Tell the worker, if one runs, that there is something to do."""
-        Bell(bell_path(database_path(self.environment))).ring()
+        database_of(self.environment).ring()
 
 
 def load(config_path: Path | None) -> Loaded:
@@ -104,40 +97,31 @@ def load(config_path: Path | None) -> Loaded:
     return Loaded(config, environment)
 
 
-def database_path(environment: Environment) -> Path:
-    """Return the SQLite file that DATABASE_URL names: ``sqlite:///relative`` or ``sqlite:////absolute``."""
-    return Path(urlsplit(environment.database_url).path[1:])
-
-
-def open_store(environment: Environment, config: Config) -> SqliteStore:
-    """Return the database, up to date; the file and its folder are made where there are none.
+def open_store(loaded: Loaded, role: str = "command") -> Store:
+    """Return the database, up to date; a file and its folder are made where there are none.
 
     Raises:
-        StoreUnavailable: it cannot be opened.
+        StoreUnavailable: it cannot be opened, or a server's is not up to date.
     """
-    store, _ = migrate(environment, config)
-    return store
+    return database_of(loaded.environment).open(_lanes(loaded.config), role)
 
 
-def migrate(environment: Environment, config: Config) -> tuple[SqliteStore, list[str]]:
-    """Return the database with the names of the steps that brought it up to date; see `open_store`."""
-    store = _store(environment, config)
-    try:
-        return store, store.migrate()
-    except BaseException:
-        store.close()
-        raise
+def migrate(loaded: Loaded) -> list[str]:
+    """Bring the database up to date; return the names of the steps that did."""
+    with closing(database_of(loaded.environment).store(_lanes(loaded.config), "migrate")) as store:
+        return store.migrate()
 
 
-def _store(environment: Environment, config: Config) -> SqliteStore:
-    lanes = {name: connection.lanes for name, connection in config.targets.items()}
-    return SqliteStore(database_path(environment), lanes)
+def _lanes(config: Config) -> dict[str, int]:
+    return {name: connection.lanes for name, connection in config.targets.items()}
 
 
-def ephemeral_host(environ: Mapping[str, str], database: Path) -> Host | None:
-    """Return the host whose disk does not keep the file *database*, None when there is no reason to warn."""
+def ephemeral_host(environ: Mapping[str, str], database: Database) -> Host | None:
+    """Return the host whose disk does not keep the file of *database*, None when there is no reason to warn."""
+    if not isinstance(database, SqliteDatabase):
+        return None
     host = next((host for name, host in EPHEMERAL.items() if environ.get(name)), None)
-    return None if host is None or (host.has_volumes and _is_mounted(database)) else host
+    return None if host is None or (host.has_volumes and _is_mounted(database.path)) else host
 
 
 def _is_mounted(database: Path) -> bool:
@@ -193,56 +177,36 @@ def open_web(config_path: Path | None, bound_to: str, stack: ExitStack) -> Flask
 
     loaded = load(config_path)
     config, environment = loaded.config, loaded.environment
-    store = _store(environment, config)
+    database = database_of(environment)
+    store = database.store(_lanes(config), "web")
     stack.callback(store.close)
-    bell = Bell(bell_path(database_path(environment)))
-    commit = GroupCommit(store.receive, store.refuse, committed=bell.ring)
+    commit = GroupCommit(store.receive, store.refuse, committed=database.ring)
     stack.callback(commit.close)
-    return create_app(config, store, environment, commit=commit, ring=bell.ring, bound_to=bound_to)
+    return create_app(
+        config, store, environment, commit=commit, ring=database.ring, bound_to=bound_to, clock=store.clock
+    )
 
 
-def run_worker(config: Config, environment: Environment, *, patient: bool = False) -> int:
+def run_worker(loaded: Loaded, *, patient: bool = False) -> int:
     """Deliver until SIGTERM or SIGINT; return the exit code. To be called by the main thread.
 
-    *patient*: wait for a worker that runs on this database already.
+    *patient*: where there can be one worker only, wait for one that runs already.
 
     Raises:
         WorkerRunning: there is such a worker, and we are not to wait.
+        StoreUnavailable: the database is not up to date, or cannot be reached.
     """
-    log.configure(environment.log_level, environment.log_format)
-    store = open_store(environment, config)
-    path = database_path(environment)
-    try:
-        with _lock(path, patient=patient), closing(telemetry.start()) as spans:
-            worker = Worker(config, store, EmbeddedEngine(_lane_failed), spans=spans)
-            return _work(worker, Bell(bell_path(path)))
-    finally:
-        store.close()
+    log.configure(loaded.environment.log_level, loaded.environment.log_format)
+    database = database_of(loaded.environment)
+    with (
+        closing(database.open(_lanes(loaded.config), "worker")) as store,
+        closing(telemetry.start()) as spans,
+        database.working(store, patient=patient) as engine,
+    ):
+        return _work(Worker(loaded.config, store, engine, clock=store.clock, spans=spans), database.bell())
 
 
-def _lock(path: Path, *, patient: bool) -> WorkerLock:
-    told = False
-    while True:
-        try:
-            return WorkerLock(path)
-        except LockTaken as error:
-            if not patient:
-                raise WorkerRunning(str(error)) from error
-            if not told:
-                holder = f"process {error.holder}" if error.holder else "another process"
-                log.event("worker.waits", reason=f"The worker waits for {holder} to end, which has this database.")
-            told = True
-            time.sleep(LOOK_S)  # SIGTERM ends us here at once: nothing was begun
-        except ConfigError as error:
-            # Nothing is wrong with the configuration: `bridge serve` tries again.
-            raise WorkerRunning(str(error)) from error
-
-
-def _lane_failed(lane: str, error: Exception) -> None:
-    log.bug("lane.failed", error, lane=lane)
-
-
-def _work(worker: Worker, bell: Bell) -> int:
+def _work(worker: Worker, bell: Ringer) -> int:
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -269,9 +233,9 @@ def _work(worker: Worker, bell: Bell) -> int:
         if not asked:  # a lane was lost: somebody else is the worker now
             end()
     finally:
-        bell.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+        bell.close()
     code = 0 if asked else 1
     if not clean:
         _leave(code)

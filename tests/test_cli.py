@@ -67,7 +67,7 @@ def bridge(*arguments: str) -> Result:
 @contextlib.contextmanager
 def opened() -> Iterator[Store]:
     loaded = process.load(None)
-    with contextlib.closing(process.open_store(loaded.environment, loaded.config)) as store:
+    with contextlib.closing(process.open_store(loaded)) as store:
         yield store
 
 
@@ -186,10 +186,10 @@ def test_check_says_what_is_closed_without_its_secret(here: Path, monkeypatch: p
 
 
 def test_another_database_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", "postgresql://bridge@localhost/bridge")
+    monkeypatch.setenv("DATABASE_URL", "mysql://bridge@localhost/bridge")
     result = bridge("status")
     assert result.exit_code == 2
-    assert "runs on SQLite" in result.stderr
+    assert "it names neither a SQLite file nor a PostgreSQL database" in result.stderr
 
 
 def test_a_relative_database_url_is_below_this_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

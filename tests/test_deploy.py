@@ -28,6 +28,7 @@ from bridge import pipeline, process
 from bridge.app import create_app
 from bridge.cli import COMMANDS, main
 from bridge.config import Config, Environment, load
+from bridge.database import SqliteDatabase, database_of
 from bridge.model import InboundRequest, RecordKey, State, utc_now
 from bridge.store.group_commit import GroupCommit
 from bridge.store.sqlite import SqliteStore
@@ -279,7 +280,7 @@ import sys
 from bridge import process
 process.GRACE_S = 0.3
 loaded = process.load(None)
-sys.exit(process.run_worker(loaded.config, loaded.environment))
+sys.exit(process.run_worker(loaded))
 """
 
 
@@ -349,7 +350,7 @@ def test_metrics_are_open_on_loopback_only_where_no_proxy_passes_strangers_on(pl
 
 
 def ephemeral(database: str, **environ: str) -> str:
-    found = process.ephemeral_host(environ, Path(database))
+    found = process.ephemeral_host(environ, SqliteDatabase(Path(database)))
     return found.title if found else ""
 
 
@@ -439,7 +440,7 @@ def test_fly_toml(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(told["kill_timeout"].removesuffix("s")) > ENDS_WITHIN_S
     mount = Path(told["mounts"]["destination"])
     monkeypatch.setattr(Path, "is_mount", lambda path: path in {Path("/"), mount})
-    assert process.ephemeral_host({"FLY_APP_NAME": told["app"]}, process.database_path(read)) is None
+    assert process.ephemeral_host({"FLY_APP_NAME": told["app"]}, database_of(read)) is None
     assert f"fly volumes create {told['mounts']['source']} " in PAGE
     lines = (DEPLOY / told["build"]["dockerfile"]).read_text().splitlines()
     command = next(json.loads(line.removeprefix("CMD ")) for line in lines if line.startswith("CMD "))
@@ -460,7 +461,7 @@ def test_render_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(told["maxShutdownDelaySeconds"]) > ENDS_WITHIN_S
     read = Environment.read({"DATABASE_URL": variables["DATABASE_URL"].removeprefix("value: ")})
     monkeypatch.setattr(Path, "is_mount", lambda path: path in {Path("/"), Path(told["mountPath"])})
-    assert process.ephemeral_host({"RENDER": "true"}, process.database_path(read)) is None
+    assert process.ephemeral_host({"RENDER": "true"}, database_of(read)) is None
     assert set(variables) <= {one.metadata["name"] for one in fields(Environment)}
     assert {name for name, how in variables.items() if how == "generateValue: true"} == {
         "SECRET_KEY",

@@ -112,7 +112,7 @@ def opened(config_path: Path | None) -> Iterator[Opened]:
     from bridge import process
 
     loaded = process.load(config_path)
-    store = process.open_store(loaded.environment, loaded.config)
+    store = process.open_store(loaded)
     try:
         yield process.Opened(loaded.config, loaded.environment, store)
     finally:

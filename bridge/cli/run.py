@@ -32,15 +32,15 @@ def serve(ctx: click.Context, config_path: Path | None, host: str) -> None:
     way is finished before.
     """
     from bridge import process
+    from bridge.database import database_of
     from bridge.supervisor import ROLES, end_with_parent
 
     end_with_parent(os.environ)
     loaded = process.load(config_path)
-    database = process.database_path(loaded.environment)
     process.check_port(host, loaded.environment.port)
     _warn(loaded, ROLES)
     click.echo(f"bridge {__version__} listens at http://{host}:{loaded.environment.port}", err=True)
-    click.echo(f"  database: {database}", err=True)
+    click.echo(f"  database: {database_of(loaded.environment).place}", err=True)
     for name in sorted(loaded.config.sources):
         click.echo(f"  webhooks of {name}: {loaded.config.bridge.public_url}/hooks/{name}", err=True)
     click.echo(f"  pages: {_how_to_sign_in(loaded)}", err=True)
@@ -64,7 +64,7 @@ def web(config_path: Path | None, host: str) -> None:
         _warn(loaded, ("web",))
     # Under `bridge serve`, what a killed one left behind may have it for another moment.
     process.check_port(host, loaded.environment.port, patience_s=PATIENCE_S if PARENT in os.environ else 0)
-    process.open_store(loaded.environment, loaded.config).close()  # brought up to date, before anybody uses it
+    process.open_store(loaded, "web").close()  # a file is brought up to date before anybody uses it
     _go_on_as("bridge.web", host, config_path)
 
 
@@ -74,7 +74,7 @@ def web(config_path: Path | None, host: str) -> None:
 def worker(ctx: click.Context, config_path: Path | None) -> None:
     """Run only the worker process, which delivers contacts.
 
-    There is one for each database.
+    A SQLite database has one; on PostgreSQL any number share the work, on any machines.
     """
     from bridge import process
     from bridge.supervisor import PARENT, end_with_parent
@@ -84,7 +84,7 @@ def worker(ctx: click.Context, config_path: Path | None) -> None:
     if PARENT not in os.environ:
         _warn(loaded, ("worker",))
     # Under `bridge serve` it takes over from another, which is to end soon.
-    ctx.exit(process.run_worker(loaded.config, loaded.environment, patient=PARENT in os.environ))
+    ctx.exit(process.run_worker(loaded, patient=PARENT in os.environ))
 
 
 @click.command()
@@ -93,14 +93,14 @@ def worker(ctx: click.Context, config_path: Path | None) -> None:
 def migrate(config_path: Path | None, json_wanted: bool) -> None:
     """Bring the database up to date.
 
-    Every command that opens the database does this by itself; this one does nothing else, for those who want it
-    as a step of its own.
+    On PostgreSQL this comes before web and worker of a new version are started; they refuse to start on a
+    database that lacks something, and those of the version before go on meanwhile. A SQLite file is brought up to
+    date by every command that opens it.
     """
     from bridge import process
 
     loaded = process.load(config_path)
-    store, steps = process.migrate(loaded.environment, loaded.config)
-    store.close()
+    steps = process.migrate(loaded)
     if json_wanted:
         output.as_json({"steps": steps})
     else:
@@ -121,21 +121,23 @@ def _go_on_as(module: str, host: str, config_path: Path | None) -> None:
 def _warn(loaded: Loaded, roles: Sequence[str]) -> None:
     """Say what is allowed but probably not meant. *roles* run here."""
     from bridge import process
+    from bridge.database import database_of
 
     for warning in loaded.config.warnings:
         click.echo(f"warning: {warning}", err=True)
-    database = process.database_path(loaded.environment)
+    database = database_of(loaded.environment)
     host = process.ephemeral_host(os.environ, database)
     if host is None:
         return
     lines = [
-        f"WARNING: the disk of {host.title} is thrown away with every deploy, and {database} is on it.",
+        f"WARNING: the disk of {host.title} is thrown away with every deploy, and {database.place} is on it.",
         "What was received, what each target holds and every opt-out seen there would then be forgotten.",
     ]
     if host.has_volumes:
-        lines.append("Attach a disk that stays, and set DATABASE_URL=sqlite:////<where it is mounted>/bridge.db")
+        lines.append("Attach a disk that stays, and set DATABASE_URL=sqlite:////<where it is mounted>/bridge.db,")
+        lines.append("or attach a PostgreSQL database and set DATABASE_URL to its URL.")
     else:
-        lines.append(f"{host.title} has no disk that stays: run `bridge serve` on a host that has one.")
+        lines.append(f"{host.title} has no disk that stays: attach PostgreSQL and set DATABASE_URL to its URL.")
     if len(roles) == 1:
         lines.append("Web and worker must share that file: run both on one machine, with `bridge serve`.")
     for line in lines:
@@ -153,7 +155,7 @@ def _how_to_sign_in(loaded: Loaded) -> str:
     if not sys.stderr.isatty():  # it may be a log that many read
         return f"{url}; 'bridge login-link' prints a link that signs in"
     try:
-        with closing(process.open_store(loaded.environment, loaded.config)) as store:
+        with closing(process.open_store(loaded)) as store:
             link = make_link(process.Opened(loaded.config, loaded.environment, store), OWNER, None, LINK_FOR)
     except StoreUnavailable:  # web and worker say so as well, and try again
         return url

@@ -119,7 +119,7 @@ def send(
     connection = _connection(loaded.config, source)
     token = ""
     if _needs_token(connection):
-        with contextlib.closing(process.open_store(loaded.environment, loaded.config)) as store:
+        with contextlib.closing(process.open_store(loaded)) as store:
             token = f"/{_new_token(loaded.environment, store, source)}"
     # It is signed for the URL that senders call, and posted to where bridge listens.
     public = _hook(loaded.config.bridge.public_url, source) + token
@@ -198,7 +198,7 @@ def dry_run(
     loaded = process.load(config_path)
     connection = _connection(loaded.config, source)
     request = recordings.read(file, _hook(loaded.config.bridge.public_url, source))
-    store = process.open_store(loaded.environment, loaded.config) if stored else None
+    store = process.open_store(loaded) if stored else None
     try:
         routes = loaded.config.routes_of(source)
         tried = trial.run(

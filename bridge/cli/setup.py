@@ -247,12 +247,13 @@ def check(ctx: click.Context, config_path: Path | None, live: bool, json_wanted:
     Nothing is called unless --live is given, and nothing is written in any case.
     """
     from bridge import process
+    from bridge.database import database_of
 
     loaded: Loaded | None = None
     problems: tuple[Problem, ...] = ()
     try:
         loaded = process.load(config_path)
-        process.database_path(loaded.environment)
+        database_of(loaded.environment)
     except ConfigError as error:
         if not json_wanted:
             raise

@@ -13,8 +13,19 @@ import select
 import stat
 import threading
 from pathlib import Path
+from typing import Protocol
 
 POLL_S = 1.0  # how often a worker without a pipe says that it might have rung
+
+
+class Ringer(Protocol):
+    """What a worker waits for, beside its own lanes."""
+
+    def ring(self) -> None: ...
+
+    def wait(self, timeout_s: float) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 def bell_path(database: Path) -> Path:
@@ -81,6 +92,31 @@ class Bell:
                 else:
                     os.close(pipe)
         return self._pipe
+
+
+class Alarm:
+    """A bell that rings within its process only, also from a signal's handler."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = os.pipe()
+        os.set_blocking(self._ours, False)
+        os.set_blocking(self._theirs, False)
+
+    def ring(self) -> None:
+        with contextlib.suppress(OSError):  # it is full, so it rings anyway
+            os.write(self._theirs, b"\x00")
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return True as soon as it rings or rang since the last call, False after *timeout_s*."""
+        rang = _ready(self._ours, timeout_s)
+        if rang:
+            _drain(self._ours)
+        return rang
+
+    def close(self) -> None:
+        """To be called when nobody waits any more."""
+        os.close(self._theirs)
+        os.close(self._ours)
 
 
 def _ready(pipe: int, timeout_s: float) -> bool:

@@ -237,7 +237,7 @@ def _taken(database: Path, holder: str) -> Problem:
     return Problem(
         where=str(database),
         what=f"a worker runs on this SQLite database already ({process}), and there can be one only",
-        fix="stop that one first; several workers need PostgreSQL, which this version does not speak yet",
+        fix="stop that one first; several workers need a PostgreSQL database, in DATABASE_URL",
     )
 
 

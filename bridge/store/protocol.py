@@ -259,6 +259,10 @@ class Store(Looking, Protocol):
         """Count requests that failed verification and keep the last 200 of each source."""
         ...
 
+    def clock(self) -> datetime:
+        """Return the time, by the clock that all processes on this database share."""
+        ...
+
     def alone(self, what: str) -> AbstractContextManager[None]:
         """Wait until no other process does *what*, and keep others from it until the block ends."""
         ...

@@ -12,6 +12,7 @@ import psycopg
 
 from bridge.store.migrations import postgres as schema
 from bridge.store.postgres import folding, partitions
+from bridge.store.postgres.clock import DatabaseClock
 from bridge.store.postgres.connections import Connections
 from bridge.store.postgres.database import PostgresDb
 from bridge.store.sql import totals
@@ -42,6 +43,7 @@ class PostgresStore(SqlStore):
     ) -> None:
         super().__init__(lanes)
         self._connections = Connections(url, max_size=max_size, name=name)
+        self._clock = DatabaseClock(self._connections)
         self._wake = wake
 
     def check(self) -> None:
@@ -56,6 +58,9 @@ class PostgresStore(SqlStore):
     def migrate(self) -> list[str]:
         with self._connections.bare() as connection:
             return schema.migrate(connection)
+
+    def clock(self) -> datetime:
+        return self._clock()
 
     def tidy(self, now: datetime) -> bool:
         with self._connections.bare() as connection:

@@ -95,6 +95,12 @@ class SqlStore(ABC):
         """Payloads were deleted; what else is left of them is to go as well."""
 
     @abstractmethod
+    def clock(self) -> datetime: ...
+
+    @abstractmethod
+    def tidy(self, now: datetime) -> bool: ...
+
+    @abstractmethod
     def alone(self, what: str) -> AbstractContextManager[None]: ...
 
     # --- receiving ---

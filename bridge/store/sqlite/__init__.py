@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlite_utils import Database
 
 from bridge.errors import StoreUnavailable
-from bridge.model import iso
+from bridge.model import iso, utc_now
 from bridge.store.migrations.sqlite import MIGRATIONS
 from bridge.store.sql import totals
 from bridge.store.sql.database import Db
@@ -41,6 +41,9 @@ class SqliteStore(SqlStore):
         if removed < limit:  # not after each of many slices
             self._file.empty_log()
         return removed
+
+    def clock(self) -> datetime:
+        return utc_now()
 
     def tidy(self, now: datetime) -> bool:
         return False  # every transaction leaves the file as it should be
