@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.postgres import migrated_postgres_url as migrated_postgres_url
+from tests.postgres import migrated_template as migrated_template
 from tests.postgres import postgres_server as postgres_server
 from tests.postgres import postgres_url as postgres_url
 from tests.stage import Stage, Template, open_stage

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from bridge.store.postgres import PostgresStore
 from tests.processes import free_port, until
 
 SETTINGS: Mapping[str, str | int] = {
@@ -238,11 +240,33 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: PostgresServer) -> str:
+    """The name of a database with bridge's tables, to be copied."""
+    name = "template_migrated"
+    with closing(PostgresStore(postgres_server.create_database(name), {})) as store:
+        store.migrate()
+    return name
+
+
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """An empty database of the test's own."""
-    postgres_server.start()  # where the test before stopped it
+    with _database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def migrated_postgres_url(postgres_server: PostgresServer, migrated_template: str) -> Iterator[str]:
+    """A database of the test's own, with bridge's tables."""
+    with _database(postgres_server, migrated_template) as url:
+        yield url
+
+
+@contextmanager
+def _database(server: PostgresServer, template: str | None = None) -> Iterator[str]:
+    server.start()  # where the test before stopped it
     name = f"test_{next(_numbers)}"
-    yield postgres_server.create_database(name)
-    postgres_server.start()
-    postgres_server.drop_database(name)
+    yield server.create_database(name, template)
+    server.start()
+    server.drop_database(name)

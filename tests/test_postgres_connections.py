@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -22,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bridge.errors import StoreUnavailable
 from bridge.model import from_iso, iso, utc_now
+from bridge.store.postgres import PostgresStore
 from bridge.store.postgres import connections as module
 from bridge.store.postgres.clock import DatabaseClock
 from bridge.store.postgres.connections import Connections
@@ -442,16 +445,33 @@ def test_a_statement_prepared_before_a_migration_still_works(connections: Connec
     assert "later" in connections.read(look)[0]
 
 
-def test_a_pooler_that_swaps_sessions_switches_preparing_off(connections: Connections) -> None:
-    for _ in range(8):
-        connections.read(ask, "SELECT ?::bigint", 1)
-    with connections._connection() as raw:
-        assert raw.execute("SELECT count(*) > 0 FROM pg_prepared_statements").fetchone() == (True,)
-        raw.pgconn.exec_(b"DEALLOCATE ALL")  # psycopg does not learn of it, as with another session
+def prepare(connections: Connections) -> int:
+    """Use a statement often, and return how many the server has prepared."""
     for _ in range(8):
         assert connections.read(ask, "SELECT ?::bigint", 1) == 1
-    with connections._connection() as raw:
-        assert raw.prepare_threshold is None
+    return int(connections.read(ask, "SELECT count(*) FROM pg_prepared_statements"))
+
+
+def test_nothing_is_prepared_behind_a_pooler(connections: Connections) -> None:
+    assert prepare(connections) > 0
+    # As behind a pooler, the session is not the one that was announced.
+    shadow(connections, "pg_backend_pid() RETURNS integer", "SELECT 1")
+    with closing(Connections(connections.conninfo)) as pooled:
+        assert prepare(pooled) == 0
+
+
+def test_a_pooler_that_is_not_known_as_one_is_found_out(connections: Connections) -> None:
+    assert prepare(connections) > 0
+    with connections.bare() as raw:
+        raw.pgconn.exec_(b"DEALLOCATE ALL")  # psycopg does not learn of it, as with another session
+    assert prepare(connections) == 0
+
+
+def shadow(connections: Connections, function: LiteralString, answer: LiteralString) -> None:
+    """Have whoever connects later get *answer* from that function of PostgreSQL."""
+    with connections.bare() as raw:
+        raw.execute(f"CREATE FUNCTION public.{function} LANGUAGE sql AS $$ {answer} $$")
+        raw.execute(f"ALTER DATABASE {raw.info.dbname} SET search_path = public, pg_catalog".encode())
 
 
 def test_what_was_acknowledged_survives_a_crash_of_the_server(
@@ -654,14 +674,8 @@ def test_a_connection_that_cannot_be_made_says_why_at_once(
 @pytest.fixture
 def hour_ahead(connections: Connections) -> Iterator[Connections]:
     """To a server whose clock is an hour before ours."""
-    database = conninfo_to_dict(connections.conninfo)["dbname"]
-    connections.write(
-        lambda db: db.connection.execute(
-            "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql AS"
-            " $$ SELECT pg_catalog.clock_timestamp() + interval '1 hour' $$",
-        )
-    )
-    connections.write(run, f"ALTER DATABASE {database} SET search_path = public, pg_catalog")
+    later = "SELECT pg_catalog.clock_timestamp() + interval '1 hour'"
+    shadow(connections, "clock_timestamp() RETURNS timestamptz", later)
     with closing(Connections(connections.conninfo)) as ahead:
         yield ahead
 
@@ -698,3 +712,29 @@ def test_the_clock_asks_rarely_and_goes_on_while_the_server_is_away(
     for _ in range(3):
         assert abs(clock() - utc_now() - timedelta(hours=1)) < timedelta(seconds=1)
     assert len(asked) == 3
+
+
+# --- the server of the tests -----------------------------------------------------------------------------
+
+
+def test_a_server_of_tests_that_are_killed_leaves_nothing_behind() -> None:
+    script = """
+import os, signal
+from tests.postgres import PostgresServer
+server = PostgresServer()
+server.start()
+server.restart_immediate()
+print(server.folder, server.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=False)
+    folder, pid = killed.stdout.split()
+    until(lambda: not Path(folder).exists(), what="the end of the folder")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
+def test_a_copy_of_a_migrated_database_is_ready(migrated_postgres_url: str) -> None:
+    with closing(PostgresStore(migrated_postgres_url, {})) as store:
+        store.check()
+        assert store.migrate() == []

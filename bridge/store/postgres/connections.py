@@ -70,7 +70,7 @@ _ALONE: LiteralString = (
 
 # Somebody else was quicker: the same transaction succeeds a moment later.
 _AGAIN = frozenset({"40001", "40P01", "23505"})  # serialization failure, deadlock, unique violation
-# What was prepared on this session is not what the server has: a pooler gave us another session of it.
+# What was prepared on this session is not what the server has: a pooler that we do not know as one.
 _NOT_PREPARED = frozenset({"26000", "42P05"})
 _CHANGED_PLAN = "0A000"  # a migration added a column to what was prepared
 
@@ -86,8 +86,8 @@ logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 class Connections:
     """Up to *max_size* connections to the database at *url*, opened when they are needed.
 
-    *name* is how the server lists them. With *prepare_threshold* None no statement is prepared on the server, as
-    poolers older than PgBouncer 1.22 need in transaction mode; it is also found out and switched off by itself.
+    *name* is how the server lists them. A statement is prepared on the server when it was used *prepare_threshold*
+    times; with None, and behind a pooler, none is.
 
     A connection is used by one thread at a time, whichever; it is never carried over a fork.
     All methods raise `StoreUnavailable`, with a sentence for a person that holds nothing of the URL.
@@ -214,7 +214,7 @@ class Connections:
         pool: ConnectionPool[Connection] = ConnectionPool(
             self.conninfo,
             kwargs={"autocommit": True, "context": TYPES},  # transactions are begun by us
-            configure=_configure,
+            configure=self._configure,
             min_size=0,
             max_size=self._max_size,
             max_idle=IDLE_S,
@@ -242,6 +242,14 @@ class Connections:
         except psycopg.Error as error:
             self._away = True
             raise StoreUnavailable(refusal(error)) from error
+
+    def _configure(self, connection: Connection) -> None:
+        connection.prepared_max = PREPARED
+        answer = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+        if answer != (connection.info.backend_pid,):
+            # A pooler stands between, which may give us another session next. What we prepared here has a name
+            # that somebody else's statement may have there, and that one would be run.
+            self._prepare_threshold = None
 
     def _after_fork(self) -> None:
         # A connection must not be used, nor even closed, in a child: both processes would speak on it.
@@ -291,10 +299,6 @@ def _tidy(connection: Connection) -> None:
             return
     if status is not TransactionStatus.IDLE:
         connection.close()
-
-
-def _configure(connection: Connection) -> None:
-    connection.prepared_max = PREPARED
 
 
 def _nothing(db: PostgresDb) -> None:
