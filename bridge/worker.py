@@ -135,9 +135,10 @@ class Worker:
 
     def prune(self) -> int:
         """Delete payloads older than the configured days; return how many rows went."""
-        now = self.clock()
+        # Whole days, for some databases keep a table of each, and drop it at once.
+        today = self.clock().replace(hour=0, minute=0, second=0, microsecond=0)
         retention = timedelta(days=self.config.bridge.retention_days)
-        return self.store.prune(payloads_before=now - retention, keys_before=now - KEYS_KEPT)
+        return self.store.prune(payloads_before=today - retention, keys_before=today - KEYS_KEPT)
 
     def stop(self, grace_s: float = 30.0) -> bool:
         """End runs under way within *grace_s*; what is not done by then is taken up by the next start."""

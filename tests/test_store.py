@@ -108,7 +108,7 @@ class TestSqliteLooking(LookingContract):
 @pytest.fixture
 def store(path: Path) -> Iterator[SqliteStore]:
     with closing(SqliteStore(path, LANES)) as store:
-        assert store.migrate() == ["0001_first", "0002_looking", "0003_lag", "0004_whole_payloads"]
+        assert store.migrate() == ["0001_first", "0002_looking", "0003_lag", "0004_as_on_postgresql"]
         yield store
 
 

@@ -57,7 +57,9 @@ class PostgresStore(SqlStore):
 
     def migrate(self) -> list[str]:
         with self._connections.bare() as connection:
-            return schema.migrate(connection)
+            taken = schema.migrate(connection)
+            partitions.make_days(connection, self.clock().date())
+            return taken
 
     def clock(self) -> datetime:
         return self._clock()

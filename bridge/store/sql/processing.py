@@ -379,7 +379,7 @@ def queue_again(db: Db, inbound_ids: Collection[int]) -> Mapping[int, str]:
     for inbound_id in dict.fromkeys(inbound_ids):
         row = db.execute(
             "SELECT i.source FROM inbound i JOIN payload p ON p.digest = i.digest AND same_day(p, i.received_at)"
-            " WHERE i.id = ?",
+            " WHERE i.id = ? FOR UPDATE OF p",  # so that it is not pruned meanwhile
             (inbound_id,),
         ).fetchone()
         if row is not None:

@@ -298,7 +298,7 @@ def _has_minutes(db: Db, since: datetime) -> bool:
 
 
 def _newest_minute(db: Db) -> int | None:
-    row = row_of(db.execute("SELECT max(bucket) AS newest FROM activity WHERE step = ?", (MINUTE_S,)))
+    row = row_of(db.execute("SELECT max(bucket) AS newest FROM activity_parts WHERE step = ?", (MINUTE_S,)))
     newest: int | None = row["newest"]
     return newest
 
