@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bridge.store.postgres import PostgresStore
 
 LOOK_S = 0.5  # whether another worker has ended
-# Web and worker twice each fit into the 20 connections of a small plan: docs/operating.md counts them.
-CONNECTIONS = {"web": 3, "worker": 4}
+# With the three of its engine a worker has six. Web and worker twice each leave two of the 20 of a small plan.
+CONNECTIONS = {"web": 3, "worker": 3}
 CONNECTIONS_OF_A_COMMAND = 1
 
 Lanes = Mapping[str, int]  # target -> how many delivery lanes it has
