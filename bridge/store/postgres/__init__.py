@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 
+from bridge.store.copying.mark import refuse_unfinished
 from bridge.store.migrations import postgres as schema
 from bridge.store.postgres import folding, partitions
 from bridge.store.postgres.clock import DatabaseClock
@@ -54,6 +55,7 @@ class PostgresStore(SqlStore):
         """
         with self._connections.bare() as connection:
             schema.check(connection)
+            refuse_unfinished(connection)
 
     def migrate(self) -> list[str]:
         with self._connections.bare() as connection:
