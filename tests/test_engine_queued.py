@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from procrastinate.schema import SchemaManager
 
 from bridge.engine.deferring import defer, queue_of, schema
 from bridge.engine.protocol import Chore
@@ -70,6 +72,13 @@ class TestQueuedEngine(EngineContract):
     @pytest.fixture
     def make_engine(self, make_queued: MakeQueued) -> MakeEngine:
         return make_queued
+
+
+def test_the_schema_is_the_one_that_the_first_migration_made() -> None:
+    digest = hashlib.sha256(SchemaManager.get_schema().encode()).hexdigest()
+    # Another version of Procrastinate: what it changed (its folder sql/migrations has it) needs a step of our own,
+    # and the first step must go on making what it made.
+    assert digest == "c70ec4b400a60ad9592787653aae5ae77ae41bf801d56b5bd2712751a07f2009"
 
 
 # --- wakes in the caller's transaction -------------------------------------------------------------------
@@ -151,6 +160,11 @@ def test_nobody_waits_long_for_a_transaction_that_is_frozen(url: str) -> None:
         connection.commit()
 
 
+def _waiting(connection: psycopg.Connection[Any], lock: str) -> bool:
+    with connection.transaction():
+        return lock in dict(jobs(connection))
+
+
 def _waits_for_lock(url: str) -> bool:
     with psycopg.connect(url) as connection:
         found = connection.execute(
@@ -203,16 +217,38 @@ def test_a_committed_wake_runs_the_lane_and_one_that_was_rolled_back_does_not(
 def test_two_engines_never_run_one_lane_at_once(make_queued: MakeQueued) -> None:
     lanes = Lanes()
     names = ["a", "b", "c"]
-    engines = [make_queued(), make_queued()]
+    told: list[Exception] = []
+    engines = [make_queued(troubled=told.append), make_queued(troubled=told.append)]
     for engine in engines:
         engine.start(names, lanes.run)
-    for round_number in range(1, 15):
-        engines[round_number % 2].wake(names)
+    for _ in range(15):
+        before = {name: lanes.runs(name) for name in names}
+        engines[0].wake(names)
+        engines[1].wake(names, utc_now() + timedelta(milliseconds=2))
         for name in names:
-            lanes.wait_for(name, round_number)
+            lanes.wait_for(name, before[name] + 1)
     for engine in engines:
         assert engine.stop(PATIENCE_S)
     assert set(lanes.most.values()) == {1}
+    assert told == []
+
+
+def test_two_jobs_of_a_lane_that_are_fetched_in_the_same_moment(make_queued: MakeQueued, url: str) -> None:
+    lanes = Lanes()
+    told: list[Exception] = []
+    make_queued(troubled=told.append, **QUICK).start(["a"], lanes.run)
+    lanes.wait_for("a", 1)
+    with psycopg.connect(url) as other, psycopg.connect(url) as connection:
+        until(lambda: not _waiting(connection, "a"), seconds=PATIENCE_S, what="the end of the job")
+        other.execute(
+            "INSERT INTO procrastinate_jobs (queue_name, task_name, lock, queueing_lock, args, status)"
+            " VALUES ('a', 'bridge.lane', 'a', 'a@later', '{\"lane\": \"a\"}', 'doing')"
+        )
+        defer(connection, {"a": utc_now()})
+        connection.commit()
+        until(lambda: _waits_for_lock(url), seconds=PATIENCE_S, what="the engine")
+    lanes.wait_for("a", 2)
+    assert told == []
 
 
 def test_a_wake_for_a_lane_that_this_engine_does_not_know_is_left_for_another(
@@ -329,6 +365,7 @@ def test_a_thawed_worker_neither_ends_the_run_of_the_other_nor_dies(make_queued:
     with OtherProcess(url, 0.2, QUICK) as other:
         other.wait_for("began")
         other.send(signal.SIGSTOP)
+        time.sleep(1.2)  # the other's registration is gone, too, when an engine starts now
         engine = make_queued(**QUICK)
         engine.start(["a"], lanes.run)
         lanes.wait_for("a", 1)
@@ -432,7 +469,7 @@ def test_jobs_whose_end_the_database_never_learnt_of_do_not_hold_their_lanes(
         later.callback(engine.stop, PATIENCE_S)
         engine.start(["a"], lanes.run)
         lanes.wait_for("a", 1)
-        lanes.wait_until_idle()
+        until(lambda: not _waiting(connection, "a"), seconds=PATIENCE_S, what="the end of the job")
         # As a fetch whose answer was lost leaves it.
         connection.execute(
             "INSERT INTO procrastinate_jobs (queue_name, task_name, lock, queueing_lock, args, status, worker_id)"

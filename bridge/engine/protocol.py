@@ -19,8 +19,8 @@ Run = Callable[[str], datetime | None]
 class Chore:
     """Something to be done every *every_s* seconds, by one runner at a time.
 
-    *do* takes a few seconds at most and says whether there is more to do at once. It is called once at the start,
-    unless another process did it just now.
+    *do* takes a few seconds at most and says whether there is more to do at once. It is called at the start, too,
+    unless another process did so within that time.
     """
 
     name: str

@@ -26,7 +26,7 @@ from typing import Any
 
 import psycopg
 from procrastinate import App
-from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
+from procrastinate.exceptions import AlreadyEnqueued, ConnectorException, UniqueViolation
 from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
@@ -411,6 +411,12 @@ class _Manager(JobManager):
     def __init__(self, connector: PatientConnector, ended: Callable[[], None]) -> None:
         super().__init__(connector)
         self._ended = ended
+
+    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
+        try:
+            return await super().fetch_job(queues, worker_id)
+        except UniqueViolation:
+            return None  # another worker was given the lane's other job in the same moment
 
     async def finish_job(self, job: Job, status: Status, delete_job: bool) -> None:
         try:
