@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,27 +39,34 @@ def until(
 
 @dataclass
 class Processes:
-    """``bridge web`` and ``bridge worker`` on one database."""
+    """``bridge web`` and ``bridge worker`` on one database, and on one machine.
+
+    *database_url*: a SQLite file beside *config* where none is given. *inside* is what begins the command lines, to
+    have them run in another namespace; the web process listens at *host*, as the tests see it.
+    """
 
     config: Path
     environ: Mapping[str, str]
+    database_url: str = ""
+    host: str = "127.0.0.1"
+    inside: Sequence[str] = ()
     port: int = field(default_factory=free_port)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     session: requests.Session = field(default_factory=requests.Session)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def log_path(self) -> Path:
         return self.config.parent / "bridge.log"
 
     def start(self, role: str) -> None:
-        host = ["--host", "127.0.0.1"] if role == "web" else []
+        host = ["--host", self.host] if role == "web" else []
         environ = {
             "PATH": os.environ["PATH"],
-            "DATABASE_URL": f"sqlite:///{self.config.parent / 'bridge.db'}",
+            "DATABASE_URL": self.database_url or f"sqlite:///{self.config.parent / 'bridge.db'}",
             "BRIDGE_API_TOKEN": API_TOKEN,
             "SECRET_KEY": "a-secret-key-for-tests",
             "PORT": str(self.port),
@@ -69,23 +76,29 @@ class Processes:
         out: IO[bytes]
         with self.log_path.open("ab") as out:
             self.running[role] = subprocess.Popen(
-                [sys.executable, "-m", "bridge", role, "--config", str(self.config), *host],
+                [*self.inside, sys.executable, "-m", "bridge", role, "--config", str(self.config), *host],
                 env=environ,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,  # gunicorn's children die with their group
             )
 
+    def send(self, role: str, number: signal.Signals) -> None:
+        """Send a signal to the process and its children."""
+        os.killpg(self.running[role].pid, number)
+
     def kill(self, role: str) -> None:
         """SIGKILL the process and its children: no handler runs, nothing is flushed."""
-        process = self.running.pop(role)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        self.send(role, signal.SIGKILL)
+        self.running.pop(role).wait()
 
-    def stop(self) -> None:
+    def ask_to_stop(self) -> None:
         self.session.close()  # or the web process would wait a while for what we still have to say
         for process in self.running.values():
             process.terminate()
+
+    def stop(self) -> None:
+        self.ask_to_stop()
         for process in self.running.values():
             try:
                 process.wait(30)

@@ -1,0 +1,185 @@
+"""Kill, freeze and restart whatever there is: web and worker processes on one PostgreSQL lose and repeat nothing."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from bridge.config import load
+from tests.cluster import (
+    PATIENCE_S,
+    Cluster,
+    Member,
+    Stream,
+    assert_all_arrived,
+    assert_only_the_database_failed,
+    at_rest,
+    burst_of,
+    start_cluster,
+)
+from tests.platforms import Platforms, serve_platforms
+from tests.postgres import PostgresServer
+from tests.processes import until
+
+KILLS = 5
+RATE_PER_S, BURST = 10, 5
+JITTER_S = 0.3  # between a call's permission and its arrival here, on a busy machine
+BACK_S = 4.0  # until a web process uses a database that is back
+HANDED_OVER_S = 15.0  # 5 without a heartbeat, 2 between looks, and a busy machine
+
+
+@pytest.fixture(scope="module")
+def platforms() -> Iterator[Platforms]:
+    with serve_platforms() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """What it says is stored is on disk, and a database of its own for each test."""
+    with PostgresServer(fsync=True) as started:
+        yield started
+
+
+@pytest.fixture
+def url(server: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    server.start()
+    name = request.node.name[:60]
+    yield server.create_database(name)
+    server.start()
+    server.drop_database(name)
+
+
+def write_config(
+    platforms: Platforms, folder: Path, *, settle_s: float = 1, rate_per_s: int | None = None
+) -> Path:
+    """Write a configuration; *rate_per_s* is the inbox's."""
+    platforms.forget()
+    path = platforms.write_config(folder, settle_s=settle_s)
+    if rate_per_s is not None:
+        before, place, after = path.read_text().partition(platforms.urls["inbox"])
+        after = after.replace("rate_per_s = 1000\nburst = 1000", f"rate_per_s = {rate_per_s}\nburst = {BURST}", 1)
+        path.write_text(before + place + after)
+    return path
+
+
+def migrate(path: Path, platforms: Platforms, url: str) -> None:
+    done = bridge("migrate", path, platforms, url)
+    assert done.returncode == 0, done.stderr
+
+
+def bridge(command: str, path: Path, platforms: Platforms, url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bridge", command, "--config", str(path)],
+        env={**platforms.environ, "DATABASE_URL": url, "SECRET_KEY": "a-secret-key-for-tests"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+# --- everything at once ----------------------------------------------------------------------------------
+
+
+def test_whatever_is_killed_frozen_or_restarted_nothing_is_lost_or_sent_twice(
+    platforms: Platforms, server: PostgresServer, url: str, tmp_path: Path
+) -> None:
+    chance = random.Random(20261122)
+    # A create that is under way in a frozen worker has arrived before another worker believes that it never will.
+    path = write_config(platforms, tmp_path, settle_s=12, rate_per_s=RATE_PER_S)
+    config = load(path, platforms.environ)
+    migrate(path, platforms, url)
+    away: list[tuple[float, float]] = []
+    with start_cluster(path, platforms.environ, url, webs=2, workers=3) as cluster:
+        with Stream(config, cluster.urls) as stream:
+            kill_some(cluster, stream, chance)
+            freeze_and_thaw(cluster, chance.choice(cluster.workers), url)
+            for _ in range(2):
+                away.append(restart(server, stream))
+                kill_some(cluster, stream, chance)
+            until(cluster.serves, seconds=PATIENCE_S, what="every web process")
+            stream.wait_for_everybody()
+        until(lambda: at_rest(cluster.api), seconds=PATIENCE_S, what="all deliveries at rest")
+        log = cluster.events()
+    assert_all_arrived(platforms, stream, url)
+    assert stream.statuses() <= {200, 503, None}
+    assert_refused_only_while(away, stream)
+    assert_only_the_database_failed(log)
+    moments = [call.at for call in platforms.inbox.made()]
+    assert BURST / 2 < burst_of(moments, RATE_PER_S) <= BURST + RATE_PER_S * JITTER_S
+
+
+def kill_some(cluster: Cluster, stream: Stream, chance: random.Random) -> None:
+    for _ in range(KILLS):
+        # Long enough to come up and do something; the exact moment within that is left to chance.
+        stream.stopping.wait(chance.uniform(0.1, 1.0))
+        cluster.revive()
+        victim = chance.choice(cluster.members)
+        victim.kill()
+        victim.start()
+
+
+def freeze_and_thaw(cluster: Cluster, worker: Member, url: str) -> None:
+    """Freeze *worker* in the middle of a push until others have its lanes, and have it find out when it thaws."""
+    until(cluster.works, seconds=PATIENCE_S, what="every worker process")
+    owner = f"%:{worker.pid}"
+    with psycopg.connect(url, autocommit=True) as connection:
+
+        def held() -> set[str]:
+            """Return the lanes of which the worker has sent something and not said how it ended."""
+            rows = connection.execute(
+                "SELECT l.name FROM lane l JOIN delivery d ON l.name = 'deliver:' || d.target || ':' || d.lane"
+                " WHERE l.owner LIKE %s AND d.state = 'sending'",
+                [owner],
+            )
+            return {name for (name,) in rows}
+
+        def freeze() -> bool:
+            worker.processes.send(worker.role, signal.SIGSTOP)
+            connection.execute("SELECT pg_sleep(0.2)")  # what it asked for before is done by then
+            if held():
+                return True
+            worker.processes.send(worker.role, signal.SIGCONT)
+            return False
+
+        until(freeze, seconds=PATIENCE_S, what="a worker that is in the middle of a push")
+        lanes = held()
+        began = time.monotonic()
+        until(
+            lambda: not held() & lanes, seconds=HANDED_OVER_S, what="other workers in the lanes of the frozen one"
+        )
+        print(f"handed over after {time.monotonic() - began:.1f} s", lanes)
+        worker.processes.send(worker.role, signal.SIGCONT)
+    until(
+        lambda: any(
+            event["owner"].endswith(owner[1:]) and event["lane"] in lanes for event in cluster.events("lane.lost")
+        ),
+        seconds=PATIENCE_S,
+        what="the refusal of the thawed worker's writes",
+    )
+
+
+def restart(server: PostgresServer, stream: Stream) -> tuple[float, float]:
+    """Restart the database as a crash would; return from when until when it was away."""
+    began = time.monotonic()
+    server.restart_immediate()
+    return began, time.monotonic()
+
+
+def assert_refused_only_while(away: list[tuple[float, float]], stream: Stream) -> None:
+    refused = [answer for answer in stream.answers if answer.status == 503]
+    for answer in refused:
+        print("503", [(round(answer.began - b, 2), round(answer.ended - e, 2)) for b, e in away])
+    assert all(
+        any(began <= answer.ended and answer.began <= ended + BACK_S for began, ended in away)
+        for answer in refused
+    )
