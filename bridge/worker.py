@@ -236,11 +236,6 @@ class Worker:
         deadline = time.monotonic() + TURN_S
         apart = {name for names in connection.type.identities for name in names}
         while not self._stopping.is_set():
-            status = self.store.target_status(connection.name)
-            if status.mode != "open":
-                status = self._probe(lane, connection, status)
-                if status.mode != "open":
-                    return status.probe_at
             now = self.clock()
             if time.monotonic() > deadline:
                 return now
@@ -250,9 +245,13 @@ class Worker:
                 return now + timedelta(seconds=pause_s)
             claimed = self.store.claim(ticket, now, apart)
             if claimed is None:
-                due = self.store.next_due(lane)
-                # What is due and was not given waits for a lane that is sending somebody who may be the same.
-                return due if due is None or due > now else now + ASIDE
+                status = self.store.target_status(connection.name)
+                if status.mode == "open":
+                    return self._next_due(lane, now)
+                status = self._probe(lane, connection, status)
+                if status.mode != "open":
+                    return status.probe_at
+                continue
             push = pipeline.Push(self.store, ticket, claimed, connection, self._turn_at(connection))
             api = Api(
                 connection.base_url,
@@ -267,6 +266,11 @@ class Worker:
             delivery = pipeline.deliver(push, api, settle=settle, now=now)
             self._trace(delivery, began_ns, len(api.exchanges))
         return None
+
+    def _next_due(self, lane: str, now: datetime) -> datetime | None:
+        due = self.store.next_due(lane)
+        # What is due and was not given waits for a lane that is sending somebody who may be the same.
+        return due if due is None or due > now else now + ASIDE
 
     def _trace(self, delivery: Delivery, began_ns: int, calls: int) -> None:
         facts: dict[str, telemetry.Fact] = {
