@@ -84,6 +84,9 @@ class PostgresDb:
     def lock(self, name: str, /, *, shared: bool = False) -> None:
         self.execute(_LOCK_SHARED if shared else _LOCK, (name,))
 
+    def lock_rows(self, table: str, condition: str, values: Sequence[Any], /) -> None:
+        self.execute(_LOCK_ROWS.format(table=table, condition=condition), values)
+
     def make_due(self, lane: str, when: datetime, /) -> None:
         self.due[lane] = min(when, self.due.get(lane, when))
 
@@ -91,6 +94,8 @@ class PostgresDb:
 _TAKE_IDS = "SELECT nextval(pg_get_serial_sequence(?, 'id')) AS id FROM generate_series(1, ?)"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('bridge ' || ?, 0))"
 _LOCK_SHARED = "SELECT pg_advisory_xact_lock_shared(hashtextextended('bridge ' || ?, 0))"
+# They are sorted first and locked then, one by one; only their number is sent.
+_LOCK_ROWS = "SELECT count(*) FROM (SELECT id FROM {table} WHERE {condition} ORDER BY id FOR UPDATE) locked"
 
 
 @lru_cache

@@ -11,12 +11,30 @@ here                       SQLite                                    PostgreSQL
 ``greatest(a, b)``         ``max(a, b)``                             as it is
 ``strpos(text, part)``     ``instr(text, part)``                     as it is
 ``IS ?``                   as it is                                  ``IS NOT DISTINCT FROM ?``
-``FOR UPDATE``             nothing: there is one writer              as it is
+``FOR UPDATE``             nothing: there is one writer              as it is (also ``… SKIP LOCKED``)
 ``AND same_day(p, at)``    nothing                                   ``AND p.day = the day of at, in UTC``
 ``+column``                as it is: no index of it is to be used    ``column``
 ``JOIN … INDEXED BY x``    as it is                                  nothing
 ``CROSS JOIN a ON …``      as it is: in this order                   ``JOIN a ON …``
 =========================  ========================================  ====================================
+
+**Who waits for whom.** On PostgreSQL many transactions run at a time, and each statement sees what was committed
+before it began. So a verb that writes what follows from what it read takes locks before it reads, and all of them
+in this order, so that no two ever wait for each other:
+
+1. the row of a lane (`check_fence`; a run of it writes under this lock, and so never after somebody took it over),
+   several by their names;
+2. the door of a target (`keep_open`, `open_or_close`; whether it is open), several by their names;
+3. a bulk retry (its name, by `Db.lock`);
+4. contacts, by their ids;
+5. deliveries, by their ids. Who needs several takes them with `Db.lock_rows` before anything is read of them, and
+   their contacts before that, unless the door is shut behind it;
+6. event keys, by their digests; inbounds, by their ids; payloads;
+7. rows that are written once, near the end (of a source, a target's last push, a quota), and last the wakes.
+
+What breaks that order is found out by the database after a second, and the transaction runs again. So does the
+second of two that write the same key (of an event, a link). It is called with the same arguments: a verb changes
+nothing but the database.
 """
 
 from __future__ import annotations
@@ -64,6 +82,10 @@ class Db(Protocol):
 
     def lock(self, name: str, /, *, shared: bool = False) -> None:
         """Wait until nobody else has *name*, and keep it until the transaction ends."""
+        ...
+
+    def lock_rows(self, table: str, condition: str, values: Sequence[Any], /) -> None:
+        """Wait until nobody else has the rows of *table* that match, by their ids, and keep them until the end."""
         ...
 
     def make_due(self, lane: str, when: datetime, /) -> None:

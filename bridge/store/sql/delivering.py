@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from bridge import schedule
 from bridge.errors import Ambiguous
@@ -13,8 +14,16 @@ from bridge.model import AuditEntry, Delivery, Desired, RecordKey, State, from_i
 from bridge.store.codec import exchanges_detail, maybe_iso, maybe_moment, to_json
 from bridge.store.protocol import Attempt, Plan, TargetStatus, Ticket
 from bridge.store.sql import totals
-from bridge.store.sql.database import Db
-from bridge.store.sql.processing import check_fence, fitted, keep_open, next_due, open_or_close, read_lane
+from bridge.store.sql.database import Db, Row, row_of
+from bridge.store.sql.processing import (
+    check_fence,
+    fitted,
+    keep_open,
+    lanes_in_use,
+    next_due,
+    open_or_close,
+    read_lane,
+)
 from bridge.store.sql.rows import (
     LaneCounts,
     add_facts,
@@ -39,7 +48,7 @@ def claim(db: Db, ticket: Ticket, now: datetime, apart: Collection[str]) -> Deli
     keep_open(db, target)
     if target_status(db, target).mode != "open":
         return None
-    row = db.execute(_DUE, (target, number, iso(now), 1)).fetchone()
+    row = db.execute(f"{_DUE} FOR UPDATE", (target, number, iso(now), 1)).fetchone()
     if row is None:
         return None
     stored = delivery_of(row)
@@ -48,11 +57,10 @@ def claim(db: Db, ticket: Ticket, now: datetime, apart: Collection[str]) -> Deli
         under_way = _marks_under_way(db, target, apart)
         if _marks(stored, apart) & under_way:
             rows = db.execute(_DUE, (target, number, iso(now), LOOKED_AT)).fetchall()
-            free = (one for one in rows if not _marks(delivery_of(one), apart) & under_way)
-            row = next(free, None)
-            if row is None:
+            free = (one["id"] for one in rows if not _marks(delivery_of(one), apart) & under_way)
+            row = _still_due(db, next(free, None), now)
+            if row is None or _marks(stored := delivery_of(row), apart) & under_way:
                 return None
-            stored = delivery_of(row)
     begun = schedule.begun(stored, now)
     db.execute(
         "UPDATE delivery SET state = 'sending', reason = ?, updated_at = ?, attempted = ? WHERE id = ?",
@@ -64,9 +72,18 @@ def claim(db: Db, ticket: Ticket, now: datetime, apart: Collection[str]) -> Deli
 
 _DUE = (
     "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')"
-    " AND due_at <= ? ORDER BY due_at LIMIT ? FOR UPDATE"
+    " AND due_at <= ? ORDER BY due_at LIMIT ?"
+)
+# Nobody is waited for who may be waiting for the one that was looked at first.
+_STILL_DUE = (
+    "SELECT * FROM delivery WHERE id = ? AND state IN ('pending', 'retrying') AND due_at <= ?"
+    " FOR UPDATE SKIP LOCKED"
 )
 LOOKED_AT = 20  # deliveries, for one that has nothing to do with what other lanes are sending
+
+
+def _still_due(db: Db, delivery_id: int | None, now: datetime) -> Row | None:
+    return None if delivery_id is None else db.execute(_STILL_DUE, (delivery_id, iso(now))).fetchone()
 
 
 def _marks_under_way(db: Db, target: str, apart: Collection[str]) -> set[str]:
@@ -200,29 +217,38 @@ BACKOFF_MAX = timedelta(days=1)
 
 def take_turn(db: Db, target: str, rate_per_s: float, burst: int, now: datetime, count: int) -> float:
     _correct_clock(db, target, now)
-    row = db.execute("SELECT * FROM quota WHERE target = ? FOR UPDATE", (target,)).fetchone()
+    row = _bucket(db, target)
+    closed_until = maybe_moment(row["closed_until"])
+    if closed_until is not None and closed_until > now:
+        return (closed_until - now).total_seconds()
     tokens, filled_at = float(burst), now
-    if row is not None:
-        closed_until = maybe_moment(row["closed_until"])
-        if closed_until is not None and closed_until > now:
-            return (closed_until - now).total_seconds()
-        if row["tokens"] is not None:
-            # Clocks of processes may differ a little: time never runs backwards for the bucket.
-            filled_at = max(now, from_iso(row["filled_at"]))
-            elapsed_s = (filled_at - from_iso(row["filled_at"])).total_seconds()
-            tokens = min(float(burst), row["tokens"] + elapsed_s * rate_per_s)
+    if row["tokens"] is not None:
+        # Clocks of processes may differ a little: time never runs backwards for the bucket.
+        filled_at = max(now, from_iso(row["filled_at"]))
+        elapsed_s = (filled_at - from_iso(row["filled_at"])).total_seconds()
+        tokens = min(float(burst), row["tokens"] + elapsed_s * rate_per_s)
     needed = min(count, burst)  # more than the bucket holds goes on credit, or it would never go at all
     if tokens < needed:
         return max((needed - tokens) / rate_per_s, 0.001)
     if count == 0:
         return 0.0  # only asked
     db.execute(
-        "INSERT INTO quota (target, tokens, filled_at, rate_per_s, burst) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (target) DO UPDATE SET tokens = excluded.tokens, filled_at = excluded.filled_at,"
-        " rate_per_s = excluded.rate_per_s, burst = excluded.burst",
-        (target, tokens - count, iso(filled_at), rate_per_s, burst),
+        "UPDATE quota SET tokens = ?, filled_at = ?, rate_per_s = ?, burst = ? WHERE target = ?",
+        (tokens - count, iso(filled_at), rate_per_s, burst, target),
     )
     return 0.0
+
+
+def _bucket(db: Db, target: str) -> Row:
+    """Return the target's row, which nobody else takes from until the transaction ends."""
+    row = db.execute(_BUCKET, (target,)).fetchone()
+    if row is None:  # there must be one, or nothing keeps two from taking all that a full bucket holds
+        db.execute("INSERT INTO quota (target) VALUES (?) ON CONFLICT DO NOTHING", (target,))
+        row = row_of(db.execute(_BUCKET, (target,)))
+    return row
+
+
+_BUCKET = "SELECT * FROM quota WHERE target = ? FOR UPDATE"
 
 
 def _correct_clock(db: Db, target: str, now: datetime) -> None:
@@ -278,22 +304,44 @@ def _close(db: Db, salt: bytes, current: TargetStatus, closed: TargetStatus, now
 
 def hold_some(db: Db, target: str, now: datetime, limit: int) -> bool:
     """Have up to *limit* deliveries of a closed target say that they are held; return whether that was all."""
-    keep_open(db, target)
+    open_or_close(db, target)
     status = target_status(db, target)
     if status.mode == "open":
         return True
     reason = schedule.held_reason(status)
-    held = db.execute(
-        "UPDATE delivery SET state = 'held', reason = ?, updated_at = ? WHERE id IN"
-        " (SELECT id FROM delivery WHERE target = ? AND state IN ('pending', 'retrying') LIMIT ?)",
-        (reason, iso(now), target, limit),
-    ).rowcount
-    retold = db.execute(  # they were held already, for another reason
-        "UPDATE delivery SET reason = ?, updated_at = ? WHERE id IN"
-        " (SELECT id FROM delivery WHERE target = ? AND state = 'held' AND reason != ? LIMIT ?)",
-        (reason, iso(now), target, reason, limit),
-    ).rowcount
-    return max(held, retold) < limit
+    unheld = _some(db, limit, "target = ? AND state IN ('pending', 'retrying')", target)
+    db.execute(
+        f"UPDATE delivery SET state = 'held', reason = ?, updated_at = ? WHERE {_CHOSEN}",  # noqa: S608
+        (reason, iso(now), unheld.ids),
+    )
+    # They were held already, for another reason.
+    untold = _some(db, limit, "target = ? AND state = 'held' AND reason != ?", target, reason)
+    db.execute(
+        f"UPDATE delivery SET reason = ?, updated_at = ? WHERE {_CHOSEN}",  # noqa: S608
+        (reason, iso(now), untold.ids),
+    )
+    return max(unheld.count, untold.count) < limit
+
+
+@dataclass(frozen=True, slots=True)
+class _Some:
+    count: int
+    ids: Any  # for `_CHOSEN`
+
+
+_CHOSEN = "id IN (SELECT i.value FROM each_id(?) i)"
+
+
+def _some(db: Db, limit: int, condition: str, *values: object) -> _Some:
+    """Return up to *limit* deliveries that match, and go on doing so until the transaction ends.
+
+    A statement that looks for them and changes them at once would change what somebody else has changed since.
+    """
+    rows = db.execute(
+        f"SELECT id FROM delivery WHERE {condition} ORDER BY id LIMIT ? FOR UPDATE",  # noqa: S608
+        (*values, limit),
+    ).fetchall()
+    return _Some(len(rows), db.array(row["id"] for row in rows))
 
 
 def resume_some(
@@ -306,37 +354,46 @@ def resume_some(
     lanes: LaneCounts,
     *,
     held_only: bool,
+    before: TargetStatus,
 ) -> bool:
-    """Make up to *limit* held deliveries due, open the target with the last of them; return whether it is open.
+    """Make up to *limit* held deliveries due, open the target with the last; return whether that was all.
 
     Nothing is claimed before: if the process ends half-way, the target is still closed and can be resumed again.
+    Somebody who paused it since it was as *before* has the last word: then it stays closed.
     """
     open_or_close(db, target)
-    mode = target_status(db, target).mode
-    if mode == "open" or (held_only and mode == "paused"):
+    status = target_status(db, target)
+    anew = (status.since, status.by, status.reason) != (before.since, before.by, before.reason)
+    if status.mode == "open":
+        return True
+    if status.mode == "paused" and (held_only or anew):
         return True
     # Their own moments are void: what made them wait was the target.
-    released = db.execute(
-        "UPDATE delivery SET state = 'pending', reason = ?, due_at = ?, updated_at = ? WHERE id IN"
-        " (SELECT id FROM delivery WHERE target = ? AND state = 'held' LIMIT ?)",
-        (schedule.DUE_NOW, iso(now), iso(now), target, limit),
-    ).rowcount
-    if released == limit:
+    held = _some(db, limit, "target = ? AND state = 'held'", target)
+    db.execute(
+        f"UPDATE delivery SET state = 'pending', reason = ?, due_at = ?, updated_at = ? WHERE {_CHOSEN}",  # noqa: S608
+        (schedule.DUE_NOW, iso(now), iso(now), held.ids),
+    )
+    if held.count == limit:
         return False
     _save_status(db, TargetStatus(target, since=now, by=by))
+    db.execute("UPDATE target_status SET refusals = 0 WHERE target = ?", (target,))
     reason = f"Opened by {by}; what was held is sent now."
     add_facts(db, salt, [AuditEntry(now, "target", "open", reason, target=target)])
-    for number in range(lanes.get(target, 1)):
+    for number in range(lanes_in_use(db, lanes).get(target, 1)):
         db.make_due(deliver_lane(target, number), now)
     return True
 
 
 def note_refusal(db: Db, target: str) -> int:
-    open_or_close(db, target)
-    current = target_status(db, target)
-    noted = replace(current, refusals=current.refusals + 1)
-    _save_status(db, noted)
-    return noted.refusals
+    row = row_of(
+        db.execute(
+            "INSERT INTO target_status (target, refusals) VALUES (?, 1) ON CONFLICT (target) DO UPDATE"
+            " SET refusals = target_status.refusals + 1 RETURNING refusals",
+            (target,),
+        )
+    )
+    return int(row["refusals"])
 
 
 def clear_refusals(db: Db, target: str) -> None:
@@ -344,11 +401,11 @@ def clear_refusals(db: Db, target: str) -> None:
 
 
 def _save_status(db: Db, status: TargetStatus) -> None:
+    """Save all but the refusals, which are counted whoever else changes the rest."""
     db.execute(
-        "INSERT INTO target_status (target, mode, reason, since, by, probe_at, refusals)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (target) DO UPDATE SET mode = excluded.mode,"
-        " reason = excluded.reason, since = excluded.since, by = excluded.by, probe_at = excluded.probe_at,"
-        " refusals = excluded.refusals",
+        "INSERT INTO target_status (target, mode, reason, since, by, probe_at)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (target) DO UPDATE SET mode = excluded.mode,"
+        " reason = excluded.reason, since = excluded.since, by = excluded.by, probe_at = excluded.probe_at",
         (
             status.target,
             status.mode,
@@ -356,6 +413,5 @@ def _save_status(db: Db, status: TargetStatus) -> None:
             maybe_iso(status.since),
             status.by,
             maybe_iso(status.probe_at),
-            status.refusals,
         ),
     )

@@ -21,10 +21,8 @@ def salt(db: Db) -> bytes:
     return bytes(row_of(db.execute("SELECT value FROM meta WHERE name = 'salt'"))["value"])
 
 
-_MARK_MATCHING = (
-    "UPDATE contact SET replay_at = ?, asked = 1 WHERE (source, source_id) IN"
-    " (SELECT d.source, d.source_id FROM delivery d WHERE {conditions})"
-)
+_MATCHING = "(source, source_id) IN (SELECT d.source, d.source_id FROM delivery d WHERE {conditions})"
+_MARK_MATCHING = f"UPDATE contact SET replay_at = ?, asked = 1 WHERE {_MATCHING}"  # noqa: S608
 
 
 def replay(
@@ -40,6 +38,7 @@ def replay(
     count = len(marked)
     if narrowed is not None:
         conditions = delivery_conditions(narrowed)
+        db.lock_rows("contact", _MATCHING.format(conditions=conditions.sql), conditions.values)
         matching = db.execute(
             _MARK_MATCHING.format(conditions=conditions.sql), [moment, *conditions.values]
         ).rowcount

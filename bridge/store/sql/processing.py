@@ -26,6 +26,8 @@ from bridge.store.sql.rows import (
     lane_number,
     linked_to,
     load_delivery,
+    lock_contacts,
+    lock_deliveries,
     save_contact,
     save_delivery,
     target_status,
@@ -54,17 +56,24 @@ def acquire(db: Db, lane: str, owner: str, lanes: LaneCounts, now: datetime) -> 
         (lane, owner, iso(now)),
     ).fetchone()
     if (delivers := read_lane(lane)) is not None:
-        target, number = delivers
-        _deal_out(db, target, lanes.get(target, 1))
-        _take_up(db, target, number, lanes, now)
+        _take_up(db, *delivers, lanes, now)
     return Ticket(lane, 0 if taken is None else taken["fence"])
 
 
-def _deal_out(db: Db, target: str, count: int) -> None:
-    """Give every contact its lane anew when the number of lanes is no longer what it was."""
-    row = db.execute("SELECT lanes FROM lane_count WHERE target = ? FOR UPDATE", (target,)).fetchone()
-    if row is not None and row["lanes"] == count:
+def deal_out(db: Db, target: str, count: int) -> None:
+    """Give every contact its lane anew when the number of lanes is no longer what it was.
+
+    All of the target's lanes are taken from whoever has them: what is being sent may be in another lane then.
+    """
+    if _dealt(db, target) == count:
         return
+    lanes = (deliver_lane(target, 0).removesuffix("0"),)
+    db.execute("SELECT name FROM lane WHERE strpos(name, ?) = 1 ORDER BY name FOR UPDATE", lanes).fetchall()
+    open_or_close(db, target)
+    if _dealt(db, target) == count:
+        return  # another process of the same configuration was quicker
+    db.execute("UPDATE lane SET fence = fence + 1 WHERE strpos(name, ?) = 1", lanes)
+    db.lock_rows("delivery", "target = ?", (target,))
     db.execute("UPDATE delivery SET lane = slot % ? WHERE target = ?", (count, target))
     db.execute(
         "INSERT INTO lane_count (target, lanes) VALUES (?, ?)"
@@ -73,14 +82,28 @@ def _deal_out(db: Db, target: str, count: int) -> None:
     )
 
 
+def _dealt(db: Db, target: str) -> int | None:
+    row = db.execute("SELECT lanes FROM lane_count WHERE target = ?", (target,)).fetchone()
+    return None if row is None else int(row["lanes"])
+
+
+def lanes_in_use(db: Db, lanes: LaneCounts) -> LaneCounts:
+    """Return how many lanes each target has: as *lanes* says, unless they were dealt out otherwise since."""
+    dealt = {row["target"]: row["lanes"] for row in db.execute("SELECT target, lanes FROM lane_count").fetchall()}
+    return {**lanes, **dealt}
+
+
 def _take_up(db: Db, target: str, number: int, lanes: LaneCounts, now: datetime) -> None:
     """Make due again what the previous runner was sending when it ended."""
+    if db.execute(f"{_SENDING} LIMIT 1", (target, number)).fetchone() is None:
+        return  # nor will anything be: whoever had the lane can claim no more
+    keep_open(db, target)
     status = target_status(db, target)
-    rows = db.execute(
-        "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state = 'sending' FOR UPDATE", (target, number)
-    ).fetchall()
-    for row in rows:
+    for row in db.execute(f"{_SENDING} ORDER BY id FOR UPDATE", (target, number)).fetchall():
         save_delivery(db, fitted(schedule.interrupted(delivery_of(row), now), status, now), lanes)
+
+
+_SENDING = "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state = 'sending'"
 
 
 def check_fence(db: Db, ticket: Ticket) -> None:
@@ -124,10 +147,11 @@ def due_lanes(db: Db, lanes: LaneCounts, now: datetime) -> Due:
         moments = [row["due"] for row in found if row is not None and row["due"]]
         if moments:
             due[process_lane(source)] = max(from_iso(min(moments)), now)
-    for target, count in lanes.items():
+    in_use = lanes_in_use(db, lanes)
+    for target in lanes:
         if target_status(db, target).mode != "open":
             continue
-        for number in range(count):
+        for number in range(in_use[target]):
             moment = next_due(db, target, number)
             if moment is not None:
                 due[deliver_lane(target, number)] = max(moment, now)
@@ -212,6 +236,8 @@ def commit(db: Db, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneC
     check_fence(db, ticket)
     for target in sorted({want.target for want in decision.wants}):
         keep_open(db, target)
+    _lock_all(db, decision)
+    lanes = lanes_in_use(db, lanes)
     moment = iso(now)
     due: Due = {}
     for contact in decision.contacts:
@@ -226,7 +252,7 @@ def commit(db: Db, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneC
             _sooner(due, lane, planned.due_at or now)
         elif want.desired is not None and planned.state in {State.SYNCED, State.OPTED_OUT}:
             unchanged.append(_unchanged(want, now))
-    for result in decision.results:
+    for result in sorted(decision.results, key=lambda one: one.id):
         db.execute(
             "UPDATE inbound SET outcome = ?, reason = ?, processed_at = ? WHERE id = ?",
             (result.outcome.value, result.reason, moment, result.id),
@@ -246,6 +272,15 @@ def commit(db: Db, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneC
     for lane, when in due.items():
         db.make_due(lane, when)
     return due
+
+
+def _lock_all(db: Db, decision: Decision) -> None:
+    """Have nobody else change a contact or delivery that is decided: least of all finish a push of the erased."""
+    keys = {contact.key for contact in decision.contacts} | {*decision.erased, *decision.decided}
+    for want in decision.wants:
+        keys |= {want.key, *(RecordKey(want.key.source, source_id) for source_id in want.inherit_from)}
+    lock_contacts(db, keys)
+    lock_deliveries(db, keys)
 
 
 # What was due to be read and was not (it is deleted, or nothing can be read) must not stay due for ever. What
@@ -354,6 +389,9 @@ def _erase(db: Db, decision: Decision, lanes: LaneCounts, now: datetime) -> None
 
 def _note_source(db: Db, source: str, account: str | None) -> None:
     """Have the source known, and remember its first account."""
+    row = db.execute("SELECT account FROM source_state WHERE source = ?", (source,)).fetchone()
+    if row is not None and (account is None or row["account"] is not None):
+        return  # receipts change this row all the time: they need not wait for us
     db.execute(
         "INSERT INTO source_state (source, account) VALUES (?, ?) ON CONFLICT (source) DO UPDATE"
         " SET account = coalesce(source_state.account, excluded.account)",
@@ -361,8 +399,9 @@ def _note_source(db: Db, source: str, account: str | None) -> None:
     )
 
 
-def mark_for_replay(db: Db, keys: Iterable[RecordKey], now: str) -> list[RecordKey]:
+def mark_for_replay(db: Db, keys: Collection[RecordKey], now: str) -> list[RecordKey]:
     """Mark those of *keys* that are known, and return them."""
+    lock_contacts(db, keys)
     return [
         key
         for key in dict.fromkeys(keys)
@@ -376,6 +415,8 @@ def mark_for_replay(db: Db, keys: Iterable[RecordKey], now: str) -> list[RecordK
 def queue_again(db: Db, inbound_ids: Collection[int]) -> Mapping[int, str]:
     """Queue those inbounds whose bytes are still there; return the source of each."""
     queued = {}
+    chosen = db.array(dict.fromkeys(inbound_ids))
+    db.lock_rows("inbound", "id IN (SELECT i.value FROM each_id(?) i)", (chosen,))
     for inbound_id in dict.fromkeys(inbound_ids):
         row = db.execute(
             "SELECT i.source FROM inbound i JOIN payload p ON p.digest = i.digest AND same_day(p, i.received_at)"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from bridge.lanes import process_lane
 from bridge.model import AuditEntry, Outcome, iso
@@ -64,15 +65,12 @@ def receive(db: Db, requests: Sequence[Prepared]) -> list[Received]:
         known |= dict.fromkeys(new, inbound_id)
         received.append(Received(inbound_id, duplicate=False))
         fresh.append((inbound_id, request, new))
+    _insert_keys(db, fresh)  # first: whoever has one of them at the same time waits here, and is told so
     insert_payloads(db, [_payload_row(request) for _, request, _ in fresh])
     insert_many(db, "inbound", _INBOUND, [_inbound_row(inbound_id, request) for inbound_id, request, _ in fresh])
-    _insert_keys(db, fresh)
     add_facts(db, b"", [_fact(inbound_id, request.inbound) for inbound_id, request, _ in fresh if _ended(request)])
     totals.count(db, [_heard(request.inbound) for _, request, _ in fresh])
-    for request, one in zip(requests, received, strict=True):
-        if one.duplicate:
-            db.execute("UPDATE inbound SET repeats = repeats + 1 WHERE id = ?", (one.id,))
-            _count(db, request.inbound.source, "duplicate", 1)
+    _count_repeats(db, requests, received)
     for request in requests:
         if not _ended(request):
             db.make_due(process_lane(request.inbound.source), request.inbound.received_at)
@@ -118,16 +116,39 @@ def _known(db: Db, keys: Sequence[bytes]) -> dict[bytes, int]:
 
 
 def _insert_keys(db: Db, fresh: Sequence[tuple[int, Prepared, list[bytes]]]) -> None:
+    """Keep them in one order, whoever else has the same ones in another: two would wait for each other."""
     if db.by_day:
-        rows = [(key, inbound_id, one.received_at[:10]) for inbound_id, one, new in fresh for key in new]
-        insert_many(db, "event_key", ("hash", "inbound_id", "day"), rows)
+        rows = [(key, day, number) for number, one, new in fresh for day in _days(one) for key in new]
+        insert_many(db, "event_key", ("hash", "day", "inbound_id"), sorted(rows))
     else:
-        insert_many(
-            db,
-            "event_key",
-            ("hash", "inbound_id"),
-            [(key, inbound_id) for inbound_id, _, new in fresh for key in new],
-        )
+        keys = [(key, inbound_id) for inbound_id, _, new in fresh for key in new]
+        insert_many(db, "event_key", ("hash", "inbound_id"), sorted(keys))
+
+
+def _days(request: Prepared) -> Sequence[str]:
+    """Return the days that its keys are kept under.
+
+    A key is unique within a day. Of two that come at the same time around midnight, one has the day before.
+    """
+    if _DAWN <= (time := request.received_at[11:19]) < _DUSK:
+        return (request.received_at[:10],)
+    other = request.inbound.received_at + (timedelta(days=1) if time >= _DUSK else timedelta(days=-1))
+    return (request.received_at[:10], iso(other)[:10])
+
+
+# Receipts are stored within seconds, and clocks of processes differ by less.
+_DAWN, _DUSK = "00:02:00", "23:58:00"
+
+
+def _count_repeats(db: Db, requests: Sequence[Prepared], received: Sequence[Received]) -> None:
+    again = Counter(one.id for one in received if one.duplicate)
+    for inbound_id, more in sorted(again.items()):
+        db.execute("UPDATE inbound SET repeats = repeats + ? WHERE id = ?", (more, inbound_id))
+    of_sources = Counter(
+        request.inbound.source for request, one in zip(requests, received, strict=True) if one.duplicate
+    )
+    for source, more in of_sources.items():
+        _count(db, source, "duplicate", more)
 
 
 def _payload_row(request: Prepared) -> tuple[object, ...]:

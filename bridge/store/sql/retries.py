@@ -18,7 +18,7 @@ from bridge.store.codec import maybe_moment
 from bridge.store.looking import Bulk, BulkState, FailureGroup
 from bridge.store.protocol import Filter
 from bridge.store.sql.conditions import Conditions
-from bridge.store.sql.database import Db, Row, row_of
+from bridge.store.sql.database import Db, Row
 from bridge.store.sql.rows import LaneCounts, add_facts, delivery_of, save_delivery
 
 EXAMPLES = 3
@@ -93,6 +93,8 @@ def begin(
 def take_some(db: Db, bulk_id: int, ids: Sequence[int], now: datetime) -> None:
     """Take those deliveries of *ids* in hand that still need it; none if the retry was called off meanwhile."""
     chosen = db.array(ids)
+    db.lock(_name(bulk_id))  # it is not called off meanwhile
+    _lock_all(db, chosen)
     taken = db.execute(_TAKE, (bulk_id, chosen, bulk_id)).rowcount
     db.execute(_MARK, (iso(now), chosen, bulk_id))
     db.execute(_CLAIM, (bulk_id, chosen, bulk_id))
@@ -101,6 +103,20 @@ def take_some(db: Db, bulk_id: int, ids: Sequence[int], now: datetime) -> None:
         db.make_due(process_lane(row["source"]), now)
 
 
+def _name(bulk_id: int) -> str:
+    return f"bulk {bulk_id}"
+
+
+def _lock_all(db: Db, chosen: object) -> None:
+    """Have nobody else change the deliveries of *chosen* ids, nor their contacts."""
+    db.lock_rows("contact", _CONTACTS_OF, (chosen,))
+    db.lock_rows("delivery", "id IN (SELECT i.value FROM each_id(?) i)", (chosen,))
+
+
+_CONTACTS_OF = (
+    "id IN (SELECT c.id FROM each_id(?) i JOIN delivery d ON d.id = i.value"
+    " JOIN contact c ON c.source = d.source AND c.source_id = d.source_id)"
+)
 _SOURCES_OF = "SELECT DISTINCT d.source FROM delivery d WHERE d.id IN (SELECT i.value FROM each_id(?) i)"
 
 
@@ -156,17 +172,24 @@ def decided(db: Db, key: RecordKey) -> None:
 
 def call_off_some(
     db: Db, salt: bytes, bulk_id: int, lanes: LaneCounts, by: str, now: datetime, *, limit: int, before: int
-) -> int:
-    """Let go of up to *limit* deliveries after *before* others; end the retry with the last. Return how many."""
+) -> tuple[int, bool]:
+    """Let go of up to *limit* deliveries after *before* others; end the retry with the last.
+
+    Return how many, and whether that was all.
+    """
+    db.lock(_name(bulk_id))
     some = put_back_some(db, bulk_id, lanes, now, limit)
-    if some < limit:
-        end(db, salt, bulk_id, before + some, by, now)
-    return some
+    if db.execute(_IN_HAND, (bulk_id, 1)).fetchone() is not None:
+        return some, False
+    end(db, salt, bulk_id, before + some, by, now)
+    return some, True
 
 
 def put_back_some(db: Db, bulk_id: int, lanes: LaneCounts, now: datetime, limit: int) -> int:
     """Let go of up to *limit* deliveries that are not on their way, as they were before; return how many."""
-    rows = db.execute(_DECIDED, (bulk_id, limit)).fetchall()
+    chosen = db.array(row["id"] for row in db.execute(_IN_HAND, (bulk_id, limit)).fetchall())
+    _lock_all(db, chosen)
+    rows = db.execute(_DECIDED, (chosen, bulk_id)).fetchall()
     for row in rows:
         current = delivery_of(row)
         before = replace(
@@ -181,7 +204,7 @@ def put_back_some(db: Db, bulk_id: int, lanes: LaneCounts, now: datetime, limit:
         current = schedule.called_off(current, before, now)
         _let_go(db, bulk_id, current.state.value, [row["id"]])
         save_delivery(db, current, lanes)
-    undecided = db.execute(_UNDECIDED, (bulk_id, limit - len(rows))).fetchall()
+    undecided = db.execute(_UNDECIDED, (chosen, bulk_id)).fetchall()
     # Nobody asks for these any more, unless another retry does for another target of theirs. They stay to be
     # decided: the rules may have changed meanwhile.
     db.execute(_UNMARK, (db.array(row["id"] for row in undecided if row["marked"]), bulk_id))
@@ -190,15 +213,17 @@ def put_back_some(db: Db, bulk_id: int, lanes: LaneCounts, now: datetime, limit:
     return len(rows) + len(undecided)
 
 
+_IN_HAND = "SELECT id FROM delivery WHERE bulk_id = ? AND state != 'sending' ORDER BY id LIMIT ?"
 _DECIDED = """
 SELECT d.*, b.state AS state_before, b.reason AS reason_before, b.error AS error_before,
   b.status AS status_before, b.attempts AS attempts_before, b.revision AS revision_before
-FROM delivery d CROSS JOIN bulk_item b ON b.delivery_id = d.id
-WHERE d.bulk_id = ? AND d.bulk_open = FALSE AND d.state != 'sending' LIMIT ? FOR UPDATE OF d
+FROM each_id(?) i CROSS JOIN delivery d ON d.id = i.value CROSS JOIN bulk_item b ON b.delivery_id = d.id
+WHERE d.bulk_id = ? AND d.bulk_open = FALSE AND d.state != 'sending'
 """
 _UNDECIDED = """
-SELECT d.id, d.state, b.marked FROM delivery d CROSS JOIN bulk_item b ON b.delivery_id = d.id
-WHERE d.bulk_id = ? AND d.bulk_open = TRUE AND d.state != 'sending' LIMIT ? FOR UPDATE OF d
+SELECT d.id, d.state, b.marked
+FROM each_id(?) i CROSS JOIN delivery d ON d.id = i.value CROSS JOIN bulk_item b ON b.delivery_id = d.id
+WHERE d.bulk_id = ? AND d.bulk_open = TRUE AND d.state != 'sending'
 """
 _UNMARK = """
 UPDATE contact SET asked = 0 WHERE asked = 2 AND id IN (
@@ -222,11 +247,13 @@ def _let_go(db: Db, bulk_id: int, state: str, ids: Sequence[int]) -> None:
 
 def end(db: Db, salt: bytes, bulk_id: int, put_back: int, by: str, now: datetime) -> None:
     """Remember that a retry was called off, after *put_back* deliveries were let go of."""
-    row = row_of(db.execute("SELECT what FROM bulk WHERE id = ?", (bulk_id,)))
-    db.execute(
-        "UPDATE bulk SET cancelled = TRUE, ended_at = ?, ended_by = ? WHERE id = ?",
+    row = db.execute(
+        "UPDATE bulk SET cancelled = TRUE, ended_at = ?, ended_by = ? WHERE id = ? AND NOT cancelled"
+        " RETURNING what",
         (iso(now), by, bulk_id),
-    )
+    ).fetchone()
+    if row is None:
+        return  # somebody else called it off at the same time, and was quicker
     reason = (
         f"Cancelled by {by}: {put_back} {'delivery is' if put_back == 1 else 'deliveries are'} not tried again "
         f"({row['what']}); what was being sent already ends as it does."

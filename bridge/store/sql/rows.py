@@ -86,15 +86,36 @@ def is_erased(db: Db, key: RecordKey) -> bool:
     return row is not None and bool(row["erased"])
 
 
+def lock_contacts(db: Db, keys: Collection[RecordKey]) -> None:
+    """Have nobody else change those of *keys* that are known."""
+    _lock(db, "contact", keys)
+
+
+def lock_deliveries(db: Db, keys: Collection[RecordKey]) -> None:
+    """Have nobody else change the deliveries of *keys*, to any target."""
+    _lock(db, "delivery", keys)
+
+
+def _lock(db: Db, table: str, keys: Collection[RecordKey]) -> None:
+    ids: dict[str, list[str]] = {}
+    for key in keys:
+        ids.setdefault(key.source, []).append(key.source_id)
+    for source, theirs in sorted(ids.items()):
+        db.lock_rows(
+            table, "source = ? AND source_id IN (SELECT i.value FROM each_text(?) i)", (source, db.array(theirs))
+        )
+
+
 # --- deliveries ------------------------------------------------------------------------------------------
 
+# Which lane an existing one is in is for `processing.deal_out` alone.
 _SAVE_DELIVERY = """
 INSERT INTO delivery (target, source, source_id, slot, lane, state, reason, updated_at, desired, revision,
   accepted, accepted_opt_out, target_id, due_at, attempts, error, status, unsure_since, left_out, wanted_at,
   attempted, inbound_id)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (target, source, source_id) DO UPDATE SET
-  slot = excluded.slot, lane = excluded.lane, state = excluded.state, reason = excluded.reason,
+  state = excluded.state, reason = excluded.reason,
   updated_at = excluded.updated_at, desired = excluded.desired, revision = excluded.revision,
   accepted = excluded.accepted, accepted_opt_out = excluded.accepted_opt_out, target_id = excluded.target_id,
   due_at = excluded.due_at, attempts = excluded.attempts, error = excluded.error, status = excluded.status,
@@ -335,6 +356,10 @@ def audit_of(row: Row) -> AuditEntry:
 def forget_person(db: Db, key: RecordKey) -> None:
     """Delete every payload that a fact ties to the person: bodies of webhooks, and what platforms were told."""
     person = (key.source, key.source_id)
+    # Before their payloads are: one that is queued for a replay just now shows up below.
+    db.lock_rows(
+        "inbound", "id IN (SELECT a.inbound_id FROM audit a WHERE a.source = ? AND a.source_id = ?)", person
+    )
     rows = db.execute(
         "SELECT digest FROM audit WHERE source = ? AND source_id = ? AND digest IS NOT NULL"
         " UNION SELECT i.digest FROM audit a JOIN inbound i ON i.id = a.inbound_id"

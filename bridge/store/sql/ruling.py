@@ -36,18 +36,20 @@ def rules(db: Db) -> Rules | None:
     return Rules(routes, reads) if routes or reads else None
 
 
-def begin(db: Db, asked: Ruling) -> int:
-    """Void what is remembered of the routes concerned; return the last row id to be looked at, 0 for none.
-
-    Who decides by the rules of before is stopped: what is decided from now on counts.
-    """
-    pairs = [*asked.changed, *asked.gone]
-    if pairs:
-        db.execute("UPDATE lane SET fence = fence + 1 WHERE name LIKE 'process:%'")
-    for pair in pairs:
+def void(db: Db, asked: Ruling) -> None:
+    """Void what is remembered of the routes concerned: whoever takes a lane from now on sees it."""
+    for pair in sorted([*asked.changed, *asked.gone]):
         _remember_route(db, pair, "")
-    if not pairs and not asked.unread:
+
+
+def begin(db: Db, asked: Ruling) -> int:
+    """Stop who decides by the rules of before; return the last row id to be looked at, 0 for none.
+
+    In a transaction after `void`: who took a lane unseen by this one did not look at the rules yet.
+    """
+    if not any((asked.changed, asked.gone, asked.unread)):
         return 0
+    _take_lanes(db)
     row = row_of(
         db.execute(
             "SELECT greatest(coalesce(c.id, 0), coalesce(d.id, 0)) AS last"
@@ -59,6 +61,11 @@ def begin(db: Db, asked: Ruling) -> int:
 
 def apply(db: Db, asked: Ruling, ids: range, now: datetime) -> None:
     """Do what *asked* asks for with the contacts and deliveries whose row ids are in *ids*."""
+    if asked.unread:
+        _take_lanes(db)  # who read a contact before must not save it again as one that was read
+    sources = sorted({source for source, _ in (*asked.changed, *asked.gone)} | set(asked.unread))
+    for table in ("contact", "delivery"):
+        db.lock_rows(table, _OF_SOURCES, (ids.start, ids.stop, db.array(sources)))
     for source in sorted({source for source, _ in asked.changed}):
         db.execute(_DECIDE_AGAIN, (iso(now), ids.start, ids.stop, source))
     for source in asked.unread:
@@ -97,6 +104,7 @@ def end(db: Db, salt: bytes, asked: Ruling, now: datetime) -> None:
     )
 
 
+_OF_SOURCES = "id >= ? AND id < ? AND source IN (SELECT i.value FROM each_text(?) i)"
 # The plus signs keep the database from any index but that of the row ids, which gives just the slice.
 _DECIDE_AGAIN = "UPDATE contact SET replay_at = coalesce(replay_at, ?) WHERE id >= ? AND id < ? AND +source = ?"
 _READ_BEFORE = "SELECT id, data FROM contact WHERE id >= ? AND id < ? AND +source = ? AND NOT erased"
@@ -118,6 +126,12 @@ _FORGET_ERASED = (
     " AND attempted IS NOT NULL AND EXISTS (SELECT 1 FROM contact c WHERE c.source = delivery.source"
     " AND c.source_id = delivery.source_id AND c.erased)"
 )
+
+
+def _take_lanes(db: Db) -> None:
+    """Take every source's lane from whoever has it."""
+    db.execute("SELECT name FROM lane WHERE name LIKE 'process:%' ORDER BY name FOR UPDATE").fetchall()
+    db.execute("UPDATE lane SET fence = fence + 1 WHERE name LIKE 'process:%'")
 
 
 def _remember_route(db: Db, pair: Pair, digest: str) -> None:

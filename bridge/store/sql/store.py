@@ -73,6 +73,7 @@ class SqlStore(ABC):
     def __init__(self, lanes: Mapping[str, int]) -> None:
         self._lanes = dict(lanes)
         self._known_salt = b""
+        self._dealt: set[str] = set()  # the targets whose contacts were given their lanes
 
     # --- the database ---
 
@@ -115,6 +116,11 @@ class SqlStore(ABC):
     # --- lanes ---
 
     def acquire(self, lane: str, owner: str, now: datetime) -> Ticket:
+        if (delivers := processing.read_lane(lane)) is not None and delivers[0] not in self._dealt:
+            # Once, at the start: of processes that differ in it, the one that was started last counts.
+            target, _ = delivers
+            self._write(processing.deal_out, target, self._lanes.get(target, 1))
+            self._dealt.add(target)
         return self._write(processing.acquire, lane, owner, self._lanes, now)
 
     def due_lanes(self, now: datetime) -> dict[str, datetime]:
@@ -176,10 +182,19 @@ class SqlStore(ABC):
         self._hold_deliveries(target, now)
 
     def resume(self, target: str, by: str, now: datetime, *, held_only: bool = False) -> None:
-        salt, opened = self._salt, False
-        while not opened:
-            opened = self._write(
-                delivering.resume_some, salt, target, by, now, SLICE, self._lanes, held_only=held_only
+        salt, done = self._salt, False
+        before = self.target_status(target)
+        while not done:
+            done = self._write(
+                delivering.resume_some,
+                salt,
+                target,
+                by,
+                now,
+                SLICE,
+                self._lanes,
+                held_only=held_only,
+                before=before,
             )
 
     def _hold_deliveries(self, target: str, now: datetime) -> None:
@@ -215,6 +230,7 @@ class SqlStore(ABC):
 
     def put_in_force(self, asked: Ruling, now: datetime) -> None:
         salt = self._salt
+        self._write(ruling.void, asked)
         last = self._write(ruling.begin, asked)
         for start in range(0, last, SLICE):
             self._write(ruling.apply, asked, range(start + 1, start + 1 + SLICE), now)
@@ -298,12 +314,12 @@ class SqlStore(ABC):
         return bulk_id
 
     def cancel_bulk(self, bulk_id: int, by: str, now: datetime) -> bool:
-        salt, put_back, some = self._salt, 0, SLICE
+        salt, put_back, ended = self._salt, 0, False
         current = self.bulk(bulk_id, now)
         if current is None or current.state is not BulkState.RUNNING:
             return False
-        while some == SLICE:
-            some = self._write(
+        while not ended:
+            some, ended = self._write(
                 retries.call_off_some, salt, bulk_id, self._lanes, by, now, limit=SLICE, before=put_back
             )
             put_back += some

@@ -16,7 +16,7 @@ _WORDS = (
     (re.compile(r"\beach_(?:id|text)\("), "json_each("),
     (re.compile(r"\bgreatest\("), "max("),
     (re.compile(r"\bstrpos\("), "instr("),
-    (re.compile(r"\s+FOR UPDATE(?: OF \w+)?\b"), ""),
+    (re.compile(r"\s+FOR UPDATE(?: OF \w+)?(?: SKIP LOCKED)?\b"), ""),
     (re.compile(r"\s+AND same_day\([^)]*\)"), ""),
 )
 
@@ -56,6 +56,9 @@ class SqliteDb:
 
     def lock(self, name: str, /, *, shared: bool = False) -> None:
         """There is one writer, who has everything."""
+
+    def lock_rows(self, table: str, condition: str, values: Sequence[Any], /) -> None:
+        """The same holds for rows."""
 
     def make_due(self, lane: str, when: datetime, /) -> None:
         """The one worker is woken by a bell, and by what the verbs return."""
