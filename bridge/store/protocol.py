@@ -270,7 +270,11 @@ class Store(Looking, Protocol):
     # --- lanes ---
 
     def acquire(self, lane: str, owner: str, now: datetime) -> Ticket:
-        """Take the lane over from whoever had it. What that one was sending is pending again."""
+        """Take the lane over from whoever had it. What that one was sending is pending again.
+
+        Where another process dealt the contacts out to another number of lanes, the first lane of a target that
+        is acquired deals them out anew, and takes all of the target's lanes from whoever has them.
+        """
         ...
 
     def due_lanes(self, now: datetime) -> dict[str, datetime]:
@@ -363,7 +367,10 @@ class Store(Looking, Protocol):
     def pause(self, target: str, reason: str, by: str, now: datetime) -> None: ...
 
     def resume(self, target: str, by: str, now: datetime, *, held_only: bool = False) -> None:
-        """Open the target: its held deliveries are due at once. *held_only*: unless a person paused it."""
+        """Open the target: its held deliveries are due at once. *held_only*: unless a person paused it.
+
+        Somebody who pauses it meanwhile has the last word.
+        """
         ...
 
     def note_refusal(self, target: str, now: datetime) -> int:

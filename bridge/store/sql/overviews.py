@@ -16,7 +16,7 @@ from bridge.store.sql import listing, reading, totals
 from bridge.store.sql.database import Db, row_of
 from bridge.store.sql.listing import Place
 from bridge.store.sql.processing import next_due
-from bridge.store.sql.rows import AUDIT, LaneCounts, audit_of, target_status
+from bridge.store.sql.rows import AUDIT, LaneCounts, audit_of, lanes_in_use, target_status
 
 NEWEST = 5000  # entries that are counted one by one where no totals tell
 NEWEST_FIELDS = 1000  # entries in which changed fields are counted
@@ -95,7 +95,7 @@ def audit_entry(db: Db, entry_id: int) -> AuditEntry | None:
 
 
 def queues(db: Db, lanes: LaneCounts, now: datetime) -> list[Queue]:
-    return [_queue(db, target, count, now) for target, count in sorted(lanes.items())]
+    return [_queue(db, target, count, now) for target, count in sorted(lanes_in_use(db, lanes).items())]
 
 
 def _queue(db: Db, target: str, lanes: int, now: datetime) -> Queue:

@@ -24,6 +24,7 @@ from bridge.store.sql.rows import (
     forget_person,
     inbound_of,
     lane_number,
+    lanes_in_use,
     linked_to,
     load_delivery,
     lock_contacts,
@@ -85,12 +86,6 @@ def deal_out(db: Db, target: str, count: int) -> None:
 def _dealt(db: Db, target: str) -> int | None:
     row = db.execute("SELECT lanes FROM lane_count WHERE target = ?", (target,)).fetchone()
     return None if row is None else int(row["lanes"])
-
-
-def lanes_in_use(db: Db, lanes: LaneCounts) -> LaneCounts:
-    """Return how many lanes each target has: as *lanes* says, unless they were dealt out otherwise since."""
-    dealt = {row["target"]: row["lanes"] for row in db.execute("SELECT target, lanes FROM lane_count").fetchall()}
-    return {**lanes, **dealt}
 
 
 def _take_up(db: Db, target: str, number: int, lanes: LaneCounts, now: datetime) -> None:

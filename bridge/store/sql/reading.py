@@ -22,6 +22,7 @@ from bridge.store.sql.rows import (
     contact_of,
     delivery_of,
     inbound_of,
+    lanes_in_use,
     target_status,
 )
 
@@ -326,7 +327,7 @@ def _unprocessed_since(db: Db, source: str) -> datetime | None:
 def _oldest_due(db: Db, lanes: LaneCounts, now: datetime) -> datetime | None:
     moments = (
         next_due(db, target, number)
-        for target, count in lanes.items()
+        for target, count in lanes_in_use(db, lanes).items()
         if target_status(db, target).mode == "open"
         for number in range(count)
     )

@@ -179,7 +179,7 @@ def call_off_some(
     """
     db.lock(_name(bulk_id))
     some = put_back_some(db, bulk_id, lanes, now, limit)
-    if db.execute(_IN_HAND, (bulk_id, 1)).fetchone() is not None:
+    if some and db.execute(_IN_HAND, (bulk_id, 1)).fetchone() is not None:
         return some, False
     end(db, salt, bulk_id, before + some, by, now)
     return some, True

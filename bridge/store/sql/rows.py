@@ -128,6 +128,12 @@ def lane_number(lanes: LaneCounts, target: str, key: RecordKey) -> int:
     return slot_of(key) % lanes.get(target, 1)
 
 
+def lanes_in_use(db: Db, lanes: LaneCounts) -> LaneCounts:
+    """Return how many lanes each target of *lanes* has; another process may have dealt them out otherwise."""
+    dealt = {row["target"]: row["lanes"] for row in db.execute("SELECT target, lanes FROM lane_count").fetchall()}
+    return {target: dealt.get(target, count) for target, count in lanes.items()}
+
+
 def load_delivery(db: Db, target: str, key: RecordKey) -> Delivery | None:
     """Return the delivery, which nobody else changes until the transaction ends."""
     row = db.execute(

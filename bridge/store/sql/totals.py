@@ -71,14 +71,17 @@ def count_push(db: Db, target: str, attempt: Attempt) -> None:
     if attempt.error is None:
         db.execute(
             "INSERT INTO target_push (target, last_success_at) VALUES (?, ?)"
-            " ON CONFLICT (target) DO UPDATE SET last_success_at = excluded.last_success_at",
+            " ON CONFLICT (target) DO UPDATE SET last_success_at = excluded.last_success_at"
+            # Of two lanes, the one that ended first may be the second to save it.
+            " WHERE coalesce(target_push.last_success_at, excluded.last_success_at) <= excluded.last_success_at",
             (target, at),
         )
     else:
         db.execute(
             "INSERT INTO target_push (target, last_error_at, last_error, last_error_reason) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (target) DO UPDATE SET last_error_at = excluded.last_error_at,"
-            " last_error = excluded.last_error, last_error_reason = excluded.last_error_reason",
+            " last_error = excluded.last_error, last_error_reason = excluded.last_error_reason"
+            " WHERE coalesce(target_push.last_error_at, excluded.last_error_at) <= excluded.last_error_at",
             (target, at, attempt.error, attempt.reason),
         )
 
