@@ -205,4 +205,6 @@ def _chore_failed(chore: str, error: Exception) -> None:
 
 
 def _troubled(error: Exception) -> None:
-    log.bug("worker.database_away", error)
+    # Its text may hold what a log is not to.
+    reason = "The database cannot be reached for now. What is due waits; this is tried again by itself."
+    log.event("worker.database_away", level="warning", reason=reason, error=type(error).__name__)
