@@ -30,6 +30,7 @@ COMMANDS = {
     "web": Entry("run", "web", "Run only the web process, which receives webhooks."),
     "worker": Entry("run", "worker", "Run only the worker process, which delivers contacts."),
     "migrate": Entry("run", "migrate", "Bring the database up to date."),
+    "copy": Entry("copying", "copy", "Move an installation from SQLite to an empty PostgreSQL database."),
     "url": Entry("send", "url", "Show the URL that a source's CRM is to call."),
     "send": Entry("send", "send", "Sign a webhook as the CRM would and post it to a running bridge."),
     "try": Entry("send", "dry_run", "Show what each target would get of a webhook, and why; nothing is sent."),
