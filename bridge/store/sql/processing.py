@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -11,14 +11,13 @@ from bridge.errors import LostLane
 from bridge.lanes import deliver_lane, process_lane
 from bridge.model import AuditEntry, Contact, Delivery, RecordKey, State, Want, from_iso, iso
 from bridge.store.looking import Activity
-from bridge.store.protocol import Decision, Inbound, TargetStatus, Ticket, Work
+from bridge.store.protocol import Decision, Inbound, InboundResult, TargetStatus, Ticket, Work
 from bridge.store.sql import retries, totals
 from bridge.store.sql.database import Db
 from bridge.store.sql.rows import (
     INBOUND,
     LaneCounts,
     add_facts,
-    contact_of,
     delivery_of,
     forget_inbound,
     forget_person,
@@ -26,10 +25,14 @@ from bridge.store.sql.rows import (
     lane_number,
     lanes_in_use,
     linked_to,
+    links,
+    load_contacts,
+    load_deliveries,
     load_delivery,
     lock_contacts,
     lock_deliveries,
-    save_contact,
+    save_contacts,
+    save_deliveries,
     save_delivery,
     target_status,
     without_person,
@@ -216,15 +219,7 @@ def _queued(db: Db, source: str, limit: int) -> tuple[list[Inbound], bool]:
 
 
 def contacts(db: Db, keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
-    found = {}
-    for key in keys:
-        row = db.execute(
-            "SELECT source, source_id, data FROM contact WHERE source = ? AND source_id = ?",
-            (key.source, key.source_id),
-        ).fetchone()
-        if row is not None:
-            found[key] = contact_of(row)
-    return found
+    return load_contacts(db, keys)
 
 
 def commit(db: Db, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneCounts, now: datetime) -> Due:
@@ -235,25 +230,18 @@ def commit(db: Db, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneC
     lanes = lanes_in_use(db, lanes)
     moment = iso(now)
     due: Due = {}
+    save_contacts(db, decision.contacts, moment)
     for contact in decision.contacts:
-        save_contact(db, contact, moment)
         if contact.read_due is not None:
             _sooner(due, process_lane(contact.key.source), contact.read_due)
     unchanged: list[AuditEntry] = []
-    for want in decision.wants:
-        stored, planned = _plan(db, want, lanes, now)
+    for want, stored, planned in _plan_all(db, decision.wants, lanes, now):
         if planned != stored and planned.state in {State.PENDING, State.RETRYING}:
             lane = deliver_lane(planned.target, lane_number(lanes, planned.target, planned.key))
             _sooner(due, lane, planned.due_at or now)
         elif want.desired is not None and planned.state in {State.SYNCED, State.OPTED_OUT}:
             unchanged.append(_unchanged(want, now))
-    for result in sorted(decision.results, key=lambda one: one.id):
-        db.execute(
-            "UPDATE inbound SET outcome = ?, reason = ?, processed_at = ? WHERE id = ?",
-            (result.outcome.value, result.reason, moment, result.id),
-        )
-        if result.forget:
-            forget_inbound(db, result.id)
+    _close_inbounds(db, decision.results, moment)
     add_facts(db, salt, [*decision.audit, *unchanged])
     totals.count(db, _announced(decision.wants, now))
     _erase(db, decision, lanes, now)
@@ -287,6 +275,24 @@ _DECIDED = (
 )
 
 
+def _close_inbounds(db: Db, results: Sequence[InboundResult], moment: str) -> None:
+    db.lock_rows("inbound", _CHOSEN, (db.array(result.id for result in results),))
+    alike: dict[tuple[str, str], list[int]] = {}
+    for result in results:
+        alike.setdefault((result.outcome.value, result.reason), []).append(result.id)
+    for (outcome, reason), ids in alike.items():
+        db.execute(
+            f"UPDATE inbound SET outcome = ?, reason = ?, processed_at = ? WHERE {_CHOSEN}",  # noqa: S608
+            (outcome, reason, moment, db.array(ids)),
+        )
+    for result in sorted(results, key=lambda one: one.id):
+        if result.forget:
+            forget_inbound(db, result.id)
+
+
+_CHOSEN = "id IN (SELECT i.value FROM each_id(?) i)"
+
+
 def _sooner(due: Due, lane: str, moment: datetime) -> None:
     due[lane] = min(moment, due.get(lane, moment))
 
@@ -313,15 +319,77 @@ def _unchanged(want: Want, now: datetime) -> AuditEntry:
     )
 
 
+Planned = tuple[Want, Delivery | None, Delivery]  # with the row before, and the row now
+
+
+def _plan_all(db: Db, wants: Sequence[Want], lanes: LaneCounts, now: datetime) -> list[Planned]:
+    """Save the next rows of all deliveries that *wants* are about."""
+    if any(want.inherit_from for want in wants):
+        # One contact hands over to another: each must see what the one before it left.
+        return [(want, *_plan(db, want, lanes, now)) for want in wants]
+    present = load_deliveries(db, {(want.target, want.key): None for want in wants})
+    holders = _holders(db, present.values())
+    statuses = {target: target_status(db, target) for target in {want.target for want in wants}}
+    planned: list[Planned] = []
+    changed: dict[tuple[str, RecordKey], Delivery] = {}
+    for want in wants:
+        pair = (want.target, want.key)
+        stored = current = present.get(pair)
+        held_by = holders.get(_link(stored), set())
+        if held_by - {want.key.source_id} and current is not None:
+            current = _found_anew(current)
+        after = schedule.plan(current, _as_meant(db, want), held=statuses[want.target], now=now)
+        if after != stored:
+            present[pair] = changed[pair] = after
+            held_by.discard(want.key.source_id)
+            if (link := _link(after)) is not None and after.state is not State.REMOVED:
+                holders.setdefault(link, set()).add(want.key.source_id)
+        planned.append((want, stored, after))
+    save_deliveries(db, changed.values(), lanes)
+    return planned
+
+
+Link = tuple[str, str, str]  # target, source, target id
+
+
+def _link(delivery: Delivery | None) -> Link | None:
+    if delivery is None or delivery.target_id is None:
+        return None
+    return delivery.target, delivery.key.source, delivery.target_id
+
+
+def _found_anew(delivery: Delivery) -> Delivery:
+    """Return the delivery of a removed contact that comes back, when what it was linked to belongs to another."""
+    return replace(delivery, target_id=None, accepted=None)
+
+
+def _as_meant(db: Db, want: Want) -> Want:
+    """Return *want*, which sends a failed delivery again only where that one was asked for."""
+    if want.again and not retries.meant(db, want.target, want.key):
+        return replace(want, again=False)
+    return want
+
+
+def _holders(db: Db, deliveries: Iterable[Delivery]) -> dict[Link | None, set[str]]:
+    """Return who holds what *deliveries* are linked to."""
+    asked: dict[tuple[str, str], list[str]] = {}
+    for one in deliveries:
+        if one.target_id is not None:
+            asked.setdefault((one.target, one.key.source), []).append(one.target_id)
+    return {
+        (target, source, target_id): held
+        for (target, source), ids in asked.items()
+        for target_id, held in links(db, target, source, ids).items()
+    }
+
+
 def _plan(db: Db, want: Want, lanes: LaneCounts, now: datetime) -> tuple[Delivery | None, Delivery]:
     """Save the delivery's next row; return the one before and this one."""
     stored = load_delivery(db, want.target, want.key)
-    if want.again and not retries.meant(db, want.target, want.key):
-        want = replace(want, again=False)
+    want = _as_meant(db, want)
     current = _with_inheritance(db, want, stored, lanes, now)
     if current is not None and linked_to(db, want.target, want.key, current.target_id) is not None:
-        # A removed contact comes back, and what it was linked to belongs to another by now: find it anew.
-        current = replace(current, target_id=None, accepted=None)
+        current = _found_anew(current)
     planned = schedule.plan(current, want, held=target_status(db, want.target), now=now)
     if planned != stored:
         save_delivery(db, planned, lanes)

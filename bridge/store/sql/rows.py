@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -39,40 +39,81 @@ def digest(salt: bytes, scope: str, content: bytes) -> bytes:
 # --- contacts --------------------------------------------------------------------------------------------
 
 
-def save_contact(db: Db, contact: Contact, now: str) -> None:
-    before = db.execute(
-        "SELECT search FROM contact WHERE source = ? AND source_id = ? FOR UPDATE",
-        (contact.key.source, contact.key.source_id),
-    ).fetchone()
-    search = search_text(contact)
-    saved = db.execute(
-        "INSERT INTO contact (source, source_id, data, search, erased, read_due, updated_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, source_id) DO UPDATE SET data = excluded.data,"
-        " search = excluded.search, erased = excluded.erased, read_due = excluded.read_due,"
-        " updated_at = excluded.updated_at RETURNING id",
-        (
-            contact.key.source,
-            contact.key.source_id,
-            contact_json(contact),
-            search,
-            contact.erased is not None,
-            maybe_iso(contact.read_due),
-            now,
-        ),
-    ).fetchone()
-    if saved is not None and (before is None or before["search"] != search):
-        _save_terms(db, saved["id"], "" if before is None else before["search"], search)
+CONTACT = ("source", "source_id", "data", "search", "erased", "read_due", "updated_at")
+_INSTEAD = (
+    "ON CONFLICT (source, source_id) DO UPDATE SET data = excluded.data, search = excluded.search,"
+    " erased = excluded.erased, read_due = excluded.read_due, updated_at = excluded.updated_at"
+)
 
 
-def _save_terms(db: Db, contact_id: int, before: str, now: str) -> None:
-    """Keep where the words of a search text begin. It alone makes them, so that the ones before are known."""
-    old, new = search_terms(before), search_terms(now)
-    db.executemany(
-        "DELETE FROM search_term WHERE term = ? AND contact_id = ?", [(term, contact_id) for term in old - new]
-    )
-    db.executemany(
-        "INSERT INTO search_term (term, contact_id) VALUES (?, ?)", [(term, contact_id) for term in new - old]
-    )
+def save_contacts(db: Db, contacts: Sequence[Contact], now: str) -> None:
+    """Save *contacts*, which are all different, and locked."""
+    by_source: dict[str, dict[str, Contact]] = {}
+    for contact in contacts:
+        by_source.setdefault(contact.key.source, {})[contact.key.source_id] = contact
+    for source, some in by_source.items():
+        texts = {source_id: search_text(contact) for source_id, contact in some.items()}
+        before = {
+            row["source_id"]: row["search"] for row in db.execute(_SEARCHED, (source, db.array(some))).fetchall()
+        }
+        insert_many(
+            db,
+            "contact",
+            CONTACT,
+            [
+                (
+                    source,
+                    source_id,
+                    contact_json(contact),
+                    texts[source_id],
+                    contact.erased is not None,
+                    maybe_iso(contact.read_due),
+                    now,
+                )
+                for source_id, contact in some.items()
+            ],
+            _INSTEAD,
+        )
+        changed = {source_id: text for source_id, text in texts.items() if before.get(source_id) != text}
+        _save_terms(db, source, before, changed)
+
+
+_SEARCHED = (
+    "SELECT source_id, search FROM contact WHERE source = ? AND source_id IN (SELECT i.value FROM each_text(?) i)"
+)
+
+
+def _save_terms(db: Db, source: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Keep where the words of search texts begin. It alone makes them, so that the ones before are known."""
+    old: list[tuple[str, int]] = []
+    new: list[tuple[str, int]] = []
+    for row in db.execute(_IDS, (source, db.array(now))).fetchall():
+        had = search_terms(before.get(row["source_id"], ""))
+        has = search_terms(now[row["source_id"]])
+        old += [(term, row["id"]) for term in had - has]
+        new += [(term, row["id"]) for term in has - had]
+    db.executemany("DELETE FROM search_term WHERE term = ? AND contact_id = ?", old)
+    insert_many(db, "search_term", ("term", "contact_id"), new)
+
+
+_IDS = "SELECT id, source_id FROM contact WHERE source = ? AND source_id IN (SELECT i.value FROM each_text(?) i)"
+
+
+def load_contacts(db: Db, keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
+    """Return those of *keys* that are known."""
+    found = {}
+    for source in {key.source for key in keys}:
+        ids = db.array(key.source_id for key in keys if key.source == source)
+        for row in db.execute(_CONTACTS, (source, ids)).fetchall():
+            contact = contact_of(row)
+            found[contact.key] = contact
+    return found
+
+
+_CONTACTS = (
+    "SELECT source, source_id, data FROM contact WHERE source = ?"
+    " AND source_id IN (SELECT i.value FROM each_text(?) i)"
+)
 
 
 def contact_of(row: Row) -> Contact:
@@ -108,20 +149,15 @@ def _lock(db: Db, table: str, keys: Collection[RecordKey]) -> None:
 
 # --- deliveries ------------------------------------------------------------------------------------------
 
+DELIVERY = (
+    *("target", "source", "source_id", "slot", "lane", "state", "reason", "updated_at", "desired", "revision"),
+    *("accepted", "accepted_opt_out", "target_id", "due_at", "attempts", "error", "status", "unsure_since"),
+    *("left_out", "wanted_at", "attempted", "inbound_id"),
+)
 # Which lane an existing one is in is for `processing.deal_out` alone.
-_SAVE_DELIVERY = """
-INSERT INTO delivery (target, source, source_id, slot, lane, state, reason, updated_at, desired, revision,
-  accepted, accepted_opt_out, target_id, due_at, attempts, error, status, unsure_since, left_out, wanted_at,
-  attempted, inbound_id)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (target, source, source_id) DO UPDATE SET
-  state = excluded.state, reason = excluded.reason,
-  updated_at = excluded.updated_at, desired = excluded.desired, revision = excluded.revision,
-  accepted = excluded.accepted, accepted_opt_out = excluded.accepted_opt_out, target_id = excluded.target_id,
-  due_at = excluded.due_at, attempts = excluded.attempts, error = excluded.error, status = excluded.status,
-  unsure_since = excluded.unsure_since, left_out = excluded.left_out,
-  wanted_at = excluded.wanted_at, attempted = excluded.attempted, inbound_id = excluded.inbound_id
-"""
+_IN_ITS_PLACE = "ON CONFLICT (target, source, source_id) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in DELIVERY[DELIVERY.index("state") :]
+)
 
 
 def lane_number(lanes: LaneCounts, target: str, key: RecordKey) -> int:
@@ -143,35 +179,59 @@ def load_delivery(db: Db, target: str, key: RecordKey) -> Delivery | None:
     return None if row is None else delivery_of(row)
 
 
+def load_deliveries(db: Db, pairs: Iterable[tuple[str, RecordKey]]) -> dict[tuple[str, RecordKey], Delivery]:
+    """Return those deliveries of target and contact that there are; they should be locked."""
+    ids: dict[tuple[str, str], list[str]] = {}
+    for target, key in pairs:
+        ids.setdefault((target, key.source), []).append(key.source_id)
+    found = {}
+    for (target, source), some in ids.items():
+        for row in db.execute(_DELIVERIES, (target, source, db.array(some))).fetchall():
+            delivery = delivery_of(row)
+            found[target, delivery.key] = delivery
+    return found
+
+
+_DELIVERIES = (
+    "SELECT * FROM delivery WHERE target = ? AND source = ? AND source_id IN (SELECT i.value FROM each_text(?) i)"
+)
+
+
 def save_delivery(db: Db, delivery: Delivery, lanes: LaneCounts) -> None:
+    save_deliveries(db, [delivery], lanes)
+
+
+def save_deliveries(db: Db, deliveries: Iterable[Delivery], lanes: LaneCounts) -> None:
+    """Save *deliveries*, which are all different."""
+    insert_many(db, "delivery", DELIVERY, [_delivery_row(one, lanes) for one in deliveries], _IN_ITS_PLACE)
+
+
+def _delivery_row(delivery: Delivery, lanes: LaneCounts) -> tuple[Any, ...]:
     key = delivery.key
     slot = slot_of(key)
-    db.execute(
-        _SAVE_DELIVERY,
-        (
-            delivery.target,
-            key.source,
-            key.source_id,
-            slot,
-            slot % lanes.get(delivery.target, 1),
-            delivery.state.value,
-            delivery.reason,
-            iso(delivery.updated_at),
-            desired_json(delivery.desired),
-            delivery.revision,
-            None if delivery.accepted is None else to_json(dict(delivery.accepted)),
-            delivery.accepted_opt_out,
-            delivery.target_id,
-            maybe_iso(delivery.due_at),
-            delivery.attempts,
-            delivery.error,
-            delivery.status,
-            maybe_iso(delivery.unsure_since),
-            to_json(dict(delivery.left_out)),
-            maybe_iso(delivery.wanted_at),
-            None if delivery.attempted is None else to_json(dict(delivery.attempted)),
-            delivery.inbound_id,
-        ),
+    return (
+        delivery.target,
+        key.source,
+        key.source_id,
+        slot,
+        slot % lanes.get(delivery.target, 1),
+        delivery.state.value,
+        delivery.reason,
+        iso(delivery.updated_at),
+        desired_json(delivery.desired),
+        delivery.revision,
+        None if delivery.accepted is None else to_json(dict(delivery.accepted)),
+        delivery.accepted_opt_out,
+        delivery.target_id,
+        maybe_iso(delivery.due_at),
+        delivery.attempts,
+        delivery.error,
+        delivery.status,
+        maybe_iso(delivery.unsure_since),
+        to_json(dict(delivery.left_out)),
+        maybe_iso(delivery.wanted_at),
+        None if delivery.attempted is None else to_json(dict(delivery.attempted)),
+        delivery.inbound_id,
     )
 
 
@@ -209,6 +269,20 @@ def linked_to(db: Db, target: str, key: RecordKey, target_id: str | None) -> str
         (target, key.source, target_id, key.source_id),
     ).fetchone()
     return None if row is None else str(row["source_id"])
+
+
+def links(db: Db, target: str, source: str, target_ids: Collection[str]) -> dict[str, set[str]]:
+    """Return for each of *target_ids* the source ids of the contacts of *source* that hold it."""
+    held: dict[str, set[str]] = {}
+    for row in db.execute(_LINKS, (target, source, db.array(target_ids))).fetchall():
+        held.setdefault(row["target_id"], set()).add(row["source_id"])
+    return held
+
+
+_LINKS = (
+    "SELECT source_id, target_id FROM delivery WHERE target = ? AND source = ?"
+    " AND target_id IN (SELECT i.value FROM each_text(?) i) AND target_id IS NOT NULL AND state != 'removed'"
+)
 
 
 # --- targets ---------------------------------------------------------------------------------------------
@@ -262,11 +336,6 @@ def inbound_of(row: Row) -> Inbound:
 AUDIT = "SELECT a.*, p.body FROM audit a LEFT JOIN payload p ON p.digest = a.digest AND same_day(p, a.at)"
 
 
-def save_payload(db: Db, key: bytes, packed: bytes, created_at: str) -> None:
-    """Keep *packed* (zlib) under its digest. What is there already is as young as its newest use."""
-    insert_payloads(db, [(key, packed, created_at, None, None)])
-
-
 PAYLOAD = ("digest", "body", "created_at", "url", "headers")
 
 
@@ -302,16 +371,19 @@ def insert_many(
 def add_facts(db: Db, salt: bytes, entries: Collection[AuditEntry]) -> None:
     """Append *entries*, and count them. Nothing personal is kept of a person who was erased."""
     totals.count(db, map(totals.of_entry, entries))
+    payloads: dict[tuple[bytes, str], tuple[Any, ...]] = {}  # two facts of a day can say the same of a person
+    rows = []
     for entry in entries:
         key = None
         if entry.detail is not None and not _of_erased(db, entry):
             content = to_json(entry.detail).encode()
             # The scope is the person: equal details of two people are two payloads, and one can be erased.
             key = digest(salt, f"audit\x1f{entry.source}\x1f{entry.source_id}", content)
-            save_payload(db, key, zlib.compress(content), iso(entry.at))
-        db.execute(
-            "INSERT INTO audit (at, kind, outcome, reason, source, source_id, target, inbound_id, attempt, status,"
-            " error, duration_ms, fields, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            at = iso(entry.at)
+            known = payloads.get((key, at[:10]))
+            if known is None or known[2] < at:
+                payloads[key, at[:10]] = (key, zlib.compress(content), at, None, None)
+        rows.append(
             (
                 iso(entry.at),
                 entry.kind,
@@ -327,8 +399,16 @@ def add_facts(db: Db, salt: bytes, entries: Collection[AuditEntry]) -> None:
                 entry.duration_ms,
                 to_json(list(entry.fields)),
                 key,
-            ),
+            )
         )
+    insert_payloads(db, list(payloads.values()))
+    insert_many(db, "audit", FACT, rows)
+
+
+FACT = (
+    *("at", "kind", "outcome", "reason", "source", "source_id", "target", "inbound_id", "attempt", "status"),
+    *("error", "duration_ms", "fields", "digest"),
+)
 
 
 def _of_erased(db: Db, entry: AuditEntry) -> bool:
