@@ -22,7 +22,7 @@ from sqlite_utils import Database
 from bridge.model import RecordKey, iso
 from bridge.store.codec import cursor_of
 from bridge.store.migrations.sqlite import MIGRATIONS
-from bridge.store.protocol import Filter, Page
+from bridge.store.protocol import Filter, Page, Store
 from bridge.store.sqlite import SqliteStore
 
 SIZES = (10_000, 1_000_000, 10_000_000)
@@ -34,7 +34,7 @@ ROWS_A_WEBHOOK = 4
 ROUNDS = 15
 LIMIT = 50
 
-Question = Callable[[SqliteStore, int], object]  # with the number of rows in its audit log
+Question = Callable[[Store, int], object]  # with the number of rows in its audit log
 
 
 def run(folder: Path, sizes: Sequence[int] = SIZES) -> None:
@@ -60,21 +60,31 @@ def run(folder: Path, sizes: Sequence[int] = SIZES) -> None:
             store.close()
 
 
-def measure(ask: Question, stores: Mapping[int, SqliteStore]) -> dict[int, tuple[float, int]]:
+def measure(
+    ask: Question,
+    stores: Mapping[int, Store],
+    *,
+    rounds: int = ROUNDS,
+    settled: int = ROUNDS,
+    longest_s: float = 60.0,
+) -> dict[int, tuple[float, int]]:
     """Return the least time in ms and the rows of the answer at each size.
 
-    The sizes take turns, and the least is what a machine takes that does nothing else meanwhile.
+    The sizes take turns, and the least (of the last *settled* rounds) is what a machine takes that does nothing
+    else meanwhile. A size that takes longer than *longest_s* altogether is left out of further rounds.
     """
     times: dict[int, list[float]] = {size: [] for size in stores}
     found: dict[int, int] = {}
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         for size, store in stores.items():
+            if sum(times[size]) > longest_s * 1000:
+                continue
             started = time.perf_counter()
             answer = ask(store, size)
             if number:  # the first time warms up
                 times[size].append((time.perf_counter() - started) * 1000)
             found[size] = len(answer.items) if isinstance(answer, Page) else 0
-    return {size: (min(taken), found[size]) for size, taken in times.items()}
+    return {size: (min(taken[-settled:]), found[size]) for size, taken in times.items()}
 
 
 def print_times(name: str, measured: Mapping[int, tuple[float, int]]) -> None:
@@ -140,12 +150,12 @@ def facets(narrowed: Filter) -> Question:
     return lambda store, _: store.facets(narrowed)
 
 
-def six_hours(store: SqliteStore, size: int) -> object:
+def six_hours(store: Store, size: int) -> object:
     since = at(size // 3)
     return store.audit_page(Filter(since=since, until=since + timedelta(hours=6), target="sms"), None, LIMIT)
 
 
-def contact_page(store: SqliteStore, _: int) -> object:
+def contact_page(store: Store, _: int) -> object:
     key = RecordKey("crm", "7")
     history = Filter(source=key.source, source_id=key.source_id)
     return store.contacts([key]), store.deliveries_of(key), store.audit_page(history, None, LIMIT)
