@@ -13,6 +13,7 @@ from wsgiref.types import WSGIApplication
 
 from bridge import pipeline
 from bridge.config import Config
+from bridge.database import Database, SqliteDatabase
 from bridge.demo.fakes.activecampaign import API_KEY as ACTIVECAMPAIGN_KEY
 from bridge.demo.fakes.activecampaign import ActiveCampaign
 from bridge.demo.fakes.artu import Artu
@@ -22,7 +23,7 @@ from bridge.demo.fakes.sakari import Sakari
 from bridge.demo.fakes.server import serve
 from bridge.engine.protocol import Chore, Run
 from bridge.model import InboundRequest, iso, utc_now
-from bridge.store.sqlite import SqliteStore
+from bridge.store.protocol import Store
 from bridge.worker import Worker
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -197,7 +198,8 @@ def signed(config: Config, body: bytes, message_id: str, now: datetime | None = 
 class OnTheSpot:
     """An engine that runs nothing by itself: `Bench.settle` runs the lanes that are due, in this thread."""
 
-    shared = False
+    def __init__(self, *, shared: bool = False) -> None:
+        self.shared = shared
 
     def start(self, lanes: Sequence[str], run: Run, chores: Sequence[Chore] = ()) -> None:
         pass
@@ -214,7 +216,7 @@ class Bench:
     """A store and a real worker, whose clock the test moves."""
 
     config: Config
-    store: SqliteStore
+    store: Store
     worker: Worker
     ahead: list[timedelta]
 
@@ -242,11 +244,12 @@ class Bench:
 
 
 @contextmanager
-def open_bench(folder: Path, config: Config) -> Iterator[Bench]:
-    store = SqliteStore(folder / "bridge.db", {name: one.lanes for name, one in config.targets.items()})
-    store.migrate()
+def open_bench(folder: Path, config: Config, database: Database | None = None) -> Iterator[Bench]:
+    """Begin with *database*, by default a file in *folder*."""
+    database = database or SqliteDatabase(folder / "bridge.db")
+    store = database.open({name: one.lanes for name, one in config.targets.items()}, "worker")
     ahead = [timedelta()]
-    worker = Worker(config, store, OnTheSpot(), clock=lambda: utc_now() + ahead[0])
+    worker = Worker(config, store, OnTheSpot(shared=database.shared), clock=lambda: utc_now() + ahead[0])
     worker.start()
     try:
         yield Bench(config, store, worker, ahead)

@@ -1,12 +1,12 @@
 """Order does not matter: any permutation and repetition of any history ends in the same place, everywhere.
 
-The real worker, a real SQLite file and the four platforms on loopback; only the order and the clock are made up.
+The real worker, real databases of both kinds and the four platforms on loopback; only the order and the clock are
+made up.
 """
 
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +20,17 @@ from hypothesis import strategies as st
 
 from bridge.config import load
 from bridge.model import RecordKey, State
+from tests.databases import KINDS, Fresh
 from tests.platforms import Bench, Platforms, open_bench, person, serve_platforms, signed, webhook
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 PEOPLE = 2
+EXAMPLES = 8  # each on SQLite twice and on PostgreSQL once
 
 # An example takes a second: a failing one is shown as it is, and not made smaller.
 SLOW = settings(
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 
@@ -132,17 +134,23 @@ class Stage:
 
     def __init__(self, platforms: Platforms, folder: Path) -> None:
         self.platforms = platforms
+        self.folder = folder
         self.configs = {
             on_delete: load(platforms.write_config(folder, on_delete=on_delete), platforms.environ)
             for on_delete in ("keep", "remove")
         }
 
     @contextmanager
-    def anew(self, on_delete: str = "keep") -> Iterator[Bench]:
+    def anew(self, fresh: Fresh, on_delete: str = "keep") -> Iterator[Bench]:
         """Begin with an empty database and empty platforms."""
         self.platforms.forget()
-        with tempfile.TemporaryDirectory() as folder, open_bench(Path(folder), self.configs[on_delete]) as bench:
+        with open_bench(self.folder, self.configs[on_delete], fresh()) as bench:
             yield bench
+
+    def check(self) -> None:
+        """Assert what holds wherever it ends: nobody is there twice, and no opt-out was taken away."""
+        assert self.platforms.loosened() == []
+        assert all(count <= PEOPLE for count in self.platforms.counts().values())
 
 
 @pytest.fixture(scope="module")
@@ -154,32 +162,33 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.mark.parametrize("on_delete", ["keep", "remove"])
 @given(history=histories(), seed=st.integers(0, 2**32))
 @settings(
-    max_examples=12,
+    max_examples=EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_any_order_and_any_repeats_end_in_the_same_place(
-    stage: Stage, on_delete: str, history: list[Said], seed: int
+def test_any_order_and_any_repeats_end_in_the_same_place_on_each_database(
+    stage: Stage, each_fresh: Mapping[str, Fresh], on_delete: str, history: list[Said], seed: int
 ) -> None:
     chance = random.Random(seed)
     ids = {said: f"msg_{place}" for place, said in enumerate(history)}
     shuffled = [*history, *chance.choices(history, k=chance.randint(0, 4))]
     chance.shuffle(shuffled)
-    outcomes = []
-    for order in (sorted(history, key=lambda said: said.minute), shuffled):
-        with stage.anew(on_delete) as bench:
+
+    def ends(kind: str, order: Sequence[Said]) -> dict[str, Any]:
+        with stage.anew(each_fresh[kind], on_delete) as bench:
             play(bench, order, ids)
-            outcomes.append(seen(bench, stage.platforms))
-            assert stage.platforms.loosened() == []
-            assert all(count <= PEOPLE for count in stage.platforms.counts().values())
-    in_order, in_any_order = outcomes
-    assert in_any_order == in_order
+            stage.check()
+            return seen(bench, stage.platforms)
+
+    in_order = ends("sqlite", sorted(history, key=lambda said: said.minute))
+    for kind in KINDS:
+        assert ends(kind, shuffled) == in_order, kind
 
 
 @given(history=histories(), seed=st.integers(0, 2**32))
-@settings(SLOW, max_examples=12)
+@settings(SLOW, max_examples=EXAMPLES)
 def test_neither_trouble_nor_when_the_worker_runs_matters_but_opt_outs_only_tighten(
-    stage: Stage, history: list[Said], seed: int
+    stage: Stage, each_fresh: Mapping[str, Fresh], history: list[Said], seed: int
 ) -> None:
     chance = random.Random(seed)
     ids = {said: f"msg_{place}" for place, said in enumerate(history)}
@@ -195,21 +204,25 @@ def test_neither_trouble_nor_when_the_worker_runs_matters_but_opt_outs_only_tigh
                 method = chance.choice(["", "POST", "PUT"])
                 fake.trouble(how=how, method=method, status=503)
 
-    outcomes = []
-    for order, pauses in ((sorted(history, key=lambda said: said.minute), frozenset[int]()), (shuffled, stops)):
-        with stage.anew() as bench:
-            play(bench, order, ids, stops=pauses, before_stop=trouble)
-            outcomes.append(seen(bench, stage.platforms))
-            assert stage.platforms.loosened() == []
-            assert all(count <= PEOPLE for count in stage.platforms.counts().values())
-    at_the_end, on_the_way = outcomes
-    assert on_the_way["contacts"] == at_the_end["contacts"]
-    if any(dict(said.fields).get("stop") == "yes" for said in history):
-        # What was opted out on the way stays so at the target, whatever the CRM says later.
-        for key, state in at_the_end["states"].items():
-            if state is State.OPTED_OUT:
-                assert on_the_way["states"][key] is State.OPTED_OUT
-    # What is cleared in the CRM is left alone in the target, and what is deleted there stays: both as it was then.
-    elif not any(said.kind in {"deleted", "erased"} or dict(said.fields).get("name") == "" for said in history):
-        assert on_the_way["desired"] == at_the_end["desired"]
-        assert on_the_way["platforms"] == at_the_end["platforms"]
+    def ends(kind: str, order: Sequence[Said], stops: frozenset[int] = frozenset()) -> dict[str, Any]:
+        with stage.anew(each_fresh[kind]) as bench:
+            play(bench, order, ids, stops=stops, before_stop=trouble)
+            stage.check()
+            return seen(bench, stage.platforms)
+
+    at_the_end = ends("sqlite", sorted(history, key=lambda said: said.minute))
+    for kind in KINDS:
+        on_the_way = ends(kind, shuffled, stops)
+        assert on_the_way["contacts"] == at_the_end["contacts"], kind
+        if any(dict(said.fields).get("stop") == "yes" for said in history):
+            # What was opted out on the way stays so at the target, whatever the CRM says later.
+            for key, state in at_the_end["states"].items():
+                if state is State.OPTED_OUT:
+                    assert on_the_way["states"][key] is State.OPTED_OUT, kind
+        # What is cleared in the CRM is left alone in the target, and what is deleted there stays: both as it was
+        # then.
+        elif not any(
+            said.kind in {"deleted", "erased"} or dict(said.fields).get("name") == "" for said in history
+        ):
+            assert on_the_way["desired"] == at_the_end["desired"], kind
+            assert on_the_way["platforms"] == at_the_end["platforms"], kind

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge import config, pipeline
+from bridge.database import Database
 from bridge.lanes import process_lane
 from bridge.model import RecordKey, utc_now
 from bridge.pipeline import processing
@@ -19,11 +20,11 @@ NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, database: Database) -> Iterator[Bench]:
     platforms = Platforms()
     platforms.urls = dict.fromkeys(platforms.fakes, "http://127.0.0.1:9")  # nothing is called here
     loaded = config.load(platforms.write_config(tmp_path), platforms.environ)
-    with open_bench(tmp_path, loaded) as one:
+    with open_bench(tmp_path, loaded, database) as one:
         yield one
 
 

@@ -1,4 +1,4 @@
-"""A bridge to send requests to: real sources, a real SQLite file, a real server on loopback."""
+"""A bridge to send requests to: real sources, a real database, a real server on loopback."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flask import Flask
 
 from bridge.app import create_app
 from bridge.config import Config, Environment, load
+from bridge.database import Database, SqliteDatabase
 from bridge.demo.fakes.server import serve
 from bridge.lanes import process_lane
 from bridge.model import InboundRequest, utc_now
@@ -25,7 +26,7 @@ from bridge.pipeline import process
 from bridge.sources import SOURCES
 from bridge.sources.base import SourceType
 from bridge.store.group_commit import GroupCommit
-from bridge.store.sqlite import SqliteStore
+from bridge.store.protocol import Store
 from bridge.web.tokens import make_token
 
 ChangeType = Callable[[SourceType], SourceType]
@@ -118,7 +119,7 @@ class Site:
 
     app: Flask
     config: Config
-    store: SqliteStore
+    store: Store
     commit: GroupCommit
     url: str = ""
     rings: list[datetime] = field(default_factory=list)
@@ -203,21 +204,25 @@ def _config() -> Config:
 def open_site(
     folder: Path,
     *,
+    database: Database | None = None,
     change_type: ChangeType = _as_it_is,
     bound_to: str = "",
     **environment: Any,
 ) -> Iterator[Site]:
-    """Serve in this process. *change_type* makes other source types of ours; *environment* is bridge's."""
+    """Serve in this process, with *database* or else a file in *folder*.
+
+    *change_type* makes other source types of ours; *environment* is bridge's.
+    """
+    database = database or SqliteDatabase(folder / "bridge.db")
     config = _config() if change_type is _as_it_is else _load(folder, change_type)
     rings: list[datetime] = []
     settings = {"api_token": API_TOKEN, "secret_key": SECRET_KEY, **environment}
     lanes = {name: one.lanes for name, one in config.targets.items()}
     with (
-        closing(SqliteStore(folder / "bridge.db", lanes)) as store,
+        closing(database.open(lanes, "web")) as store,
         closing(GroupCommit(store.receive, store.refuse)) as commit,
         requests.Session() as session,
     ):
-        store.migrate()
         session.trust_env = False
         app = create_app(
             config,
