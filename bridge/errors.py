@@ -83,6 +83,10 @@ class LostLane(BridgeError):
     """Another runner holds this lane by now; whatever this one decided is void."""
 
 
+class Superseded(BridgeError):
+    """Newer state arrived for what is being pushed: stop before the next call, for it is due at once."""
+
+
 class SourceUnavailable(BridgeError):
     """The CRM cannot be read now. *retry_after_s* is what it asked for, else 0."""
 

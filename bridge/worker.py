@@ -252,12 +252,13 @@ class Worker:
                 if status.mode != "open":
                     return status.probe_at
                 continue
-            push = pipeline.Push(self.store, ticket, claimed, connection, self._turn_at(connection))
+            turn = self._turn_at(connection, claimed)
+            push = pipeline.Push(self.store, ticket, claimed, connection)
             api = Api(
                 connection.base_url,
                 session=self._session(),
-                take=push.before_call,
-                turn=push.turn,
+                take=turn,
+                turn=turn,
                 before_create=push.before_create,
                 create_refused=push.create_refused,
             )
@@ -297,13 +298,17 @@ class Worker:
             self.wake_due()
         return opened
 
-    def _turn_at(self, connection: TargetConnection) -> Callable[[], None]:
-        """Return a function that waits for a turn within the target's quota, which all processes share."""
+    def _turn_at(self, connection: TargetConnection, claimed: Delivery | None = None) -> Callable[[], None]:
+        """Return a function that waits for a turn within the target's quota, which all processes share.
+
+        It raises `Superseded` once there is newer state of *claimed*: the opt-out and the latest state are looked
+        at again right before each call.
+        """
 
         def take() -> None:
             while True:
                 pause_s = self.store.take_turn(
-                    connection.name, connection.rate_per_s, connection.burst, self.clock()
+                    connection.name, connection.rate_per_s, connection.burst, self.clock(), claimed=claimed
                 )
                 if pause_s <= 0:
                     return

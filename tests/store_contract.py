@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from bridge import schedule
-from bridge.errors import Ambiguous, LostLane, Retryable
+from bridge.errors import Ambiguous, LostLane, Retryable, Superseded
 from bridge.lanes import deliver_lane, process_lane, slot_of
 from bridge.model import (
     AuditEntry,
@@ -546,10 +546,12 @@ class StoreContract:
         commit(store, want())
         ticket = store.acquire(MAIL, "a", NOW)
         claimed = claim(store, ticket)
-        assert store.revision(claimed) == claimed.revision
+        assert store.take_turn("mail", 1.0, 10, NOW, claimed=claimed) == 0
         assert commit(store, want(email="new@example.com")) == {}
         assert store.claim(ticket, NOW) is None  # one push at a time
-        assert store.revision(claimed) == claimed.revision + 1
+        with pytest.raises(Superseded):
+            store.take_turn("mail", 1.0, 10, NOW, claimed=claimed)
+        assert store.take_turn("mail", 1.0, 10, NOW, 9) == 0  # nothing was taken
         finished = push(store, ticket, claimed, "T1")
         assert (finished.state, finished.accepted) == (State.PENDING, {"email": "1@example.com"})
         second = claim(store, ticket)
@@ -1004,7 +1006,8 @@ class StoreContract:
         assert (at_rest.state, at_rest.desired, at_rest.accepted) == (State.WAITING, None, None)
         assert "erased" in at_rest.reason
         assert delivery_of(store, JANE, "sms").desired is None
-        assert store.revision(sending) > sending.revision
+        with pytest.raises(Superseded):
+            store.take_turn("sms", 1.0, 10, NOW, claimed=sending)
 
     def test_what_was_under_way_does_not_bring_an_erased_person_back(self, store: Store) -> None:
         commit(store, want())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from bridge import log, schedule
 from bridge.config import TargetConnection
-from bridge.errors import DeliveryFailed, LostLane, Refused, Retryable, StoreUnavailable
+from bridge.errors import DeliveryFailed, LostLane, Refused, Retryable, StoreUnavailable, Superseded
 from bridge.model import Delivery, Desired, Receipt, utc_now
 from bridge.outbound import Api
 from bridge.store.protocol import Attempt, Store, TargetStatus, Ticket
@@ -18,10 +17,6 @@ from bridge.targets.base import Job
 
 PROBE_S = 60.0  # before a held target is tried again, doubled each time
 PROBE_CAP_S = 1800.0
-
-
-class Superseded(Exception):
-    """Stop this push before its next write: newer state arrived, and is due at once."""
 
 
 @dataclass
@@ -32,14 +27,7 @@ class Push:
     ticket: Ticket
     claimed: Delivery
     connection: TargetConnection
-    turn: Callable[[], None]
     unsure_since: datetime | None = None
-
-    def before_call(self) -> None:
-        """Wait for a turn; the opt-out and the latest state are looked at again right before each call."""
-        self.turn()
-        if self.store.revision(self.claimed) != self.claimed.revision:
-            raise Superseded
 
     def before_create(self) -> None:
         self.unsure_since = utc_now()

@@ -327,10 +327,6 @@ class Store(Looking, Protocol):
         """Remember that a create is about to be sent, so that a crash leads to a search. Raises LostLane."""
         ...
 
-    def revision(self, claimed: Delivery) -> int:
-        """Return the delivery's revision as it is now: a greater one means that newer state arrived."""
-        ...
-
     def finish(self, ticket: Ticket, claimed: Delivery, close: Plan, attempt: Attempt | None) -> Delivery:
         """Save what `close(the delivery as it is now)` returns, with *attempt* as an audit entry.
 
@@ -343,10 +339,22 @@ class Store(Looking, Protocol):
         """Return when the lane's next delivery may be sent; None when there is none."""
         ...
 
-    def take_turn(self, target: str, rate_per_s: float, burst: int, now: datetime, count: int = 1) -> float:
+    def take_turn(
+        self,
+        target: str,
+        rate_per_s: float,
+        burst: int,
+        now: datetime,
+        count: int = 1,
+        *,
+        claimed: Delivery | None = None,
+    ) -> float:
         """Take *count* tokens of the target's bucket, shared by all processes; 0 when they were there.
 
-        Otherwise nothing is taken, and the seconds until they will be are returned.
+        Otherwise nothing is taken, and the seconds until they will be are returned. *count* 0 only asks.
+
+        Raises:
+            Superseded: newer state than *claimed* arrived; nothing was taken.
         """
         ...
 

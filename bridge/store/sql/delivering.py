@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from bridge import schedule
-from bridge.errors import Ambiguous
+from bridge.errors import Ambiguous, Superseded
 from bridge.lanes import deliver_lane
 from bridge.model import AuditEntry, Delivery, Desired, RecordKey, State, from_iso, iso
 from bridge.store.codec import exchanges_detail, maybe_iso, maybe_moment, to_json
@@ -127,14 +127,6 @@ def mark_unsure(db: Db, ticket: Ticket, claimed: Delivery, at: datetime) -> None
     )
 
 
-def revision(db: Db, claimed: Delivery) -> int:
-    row = db.execute(
-        "SELECT revision FROM delivery WHERE target = ? AND source = ? AND source_id = ?",
-        (claimed.target, claimed.key.source, claimed.key.source_id),
-    ).fetchone()
-    return claimed.revision if row is None else int(row["revision"])
-
-
 def next_due_of(db: Db, lane: str) -> datetime | None:
     delivers = read_lane(lane)
     if delivers is None or target_status(db, delivers[0]).mode != "open":
@@ -215,52 +207,90 @@ CLOCKS_DIFFER = timedelta(seconds=5)  # of the processes of one machine, at most
 BACKOFF_MAX = timedelta(days=1)
 
 
-def take_turn(db: Db, target: str, rate_per_s: float, burst: int, now: datetime, count: int) -> float:
-    _correct_clock(db, target, now)
-    row = _bucket(db, target)
-    closed_until = maybe_moment(row["closed_until"])
-    if closed_until is not None and closed_until > now:
-        return (closed_until - now).total_seconds()
-    tokens, filled_at = float(burst), now
-    if row["tokens"] is not None:
-        # Clocks of processes may differ a little: time never runs backwards for the bucket.
-        filled_at = max(now, from_iso(row["filled_at"]))
-        elapsed_s = (filled_at - from_iso(row["filled_at"])).total_seconds()
-        tokens = min(float(burst), row["tokens"] + elapsed_s * rate_per_s)
-    needed = min(count, burst)  # more than the bucket holds goes on credit, or it would never go at all
-    if tokens < needed:
-        return max((needed - tokens) / rate_per_s, 0.001)
-    if count == 0:
-        return 0.0  # only asked
-    db.execute(
-        "UPDATE quota SET tokens = ?, filled_at = ?, rate_per_s = ?, burst = ? WHERE target = ?",
-        (tokens - count, iso(filled_at), rate_per_s, burst, target),
-    )
-    return 0.0
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a target allows: so many calls a second, and so many at once after a rest."""
+
+    target: str
+    rate_per_s: float
+    burst: int
 
 
-def _bucket(db: Db, target: str) -> Row:
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    tokens: float
+    filled_at: datetime
+    closed_s: float = 0.0  # until calls are allowed again at all
+    corrected: bool = False  # it was written by a clock that was far ahead
+
+    def pause_s(self, quota: Quota, count: int) -> float:
+        if self.closed_s > 0:
+            return self.closed_s
+        needed = min(count, quota.burst)  # more than the bucket holds goes on credit, or it would never go at all
+        return 0.0 if self.tokens >= needed else max((needed - self.tokens) / quota.rate_per_s, 0.001)
+
+
+def take_turn(db: Db, quota: Quota, now: datetime, count: int, claimed: Delivery | None) -> float:
+    if claimed is not None:
+        _check_revision(db, claimed)
+    bucket = _bucket(_locked(db, quota.target), quota, now)
+    pause_s = bucket.pause_s(quota, count)
+    if pause_s == 0:
+        db.execute(
+            "UPDATE quota SET tokens = ?, filled_at = ?, rate_per_s = ?, burst = ?, closed_until = NULL"
+            " WHERE target = ?",
+            (bucket.tokens - count, iso(bucket.filled_at), quota.rate_per_s, quota.burst, quota.target),
+        )
+    elif bucket.corrected:
+        db.execute("UPDATE quota SET filled_at = ? WHERE target = ?", (iso(bucket.filled_at), quota.target))
+    return pause_s
+
+
+def closed_for(db: Db, quota: Quota, now: datetime) -> float:
+    """Return how many seconds the target wants to be left alone for."""
+    row = db.execute("SELECT * FROM quota WHERE target = ?", (quota.target,)).fetchone()
+    return 0.0 if row is None else _bucket(row, quota, now).pause_s(quota, 0)
+
+
+def _check_revision(db: Db, claimed: Delivery) -> None:
+    row = db.execute(
+        "SELECT revision FROM delivery WHERE target = ? AND source = ? AND source_id = ?",
+        (claimed.target, claimed.key.source, claimed.key.source_id),
+    ).fetchone()
+    if row is not None and row["revision"] != claimed.revision:
+        raise Superseded("Newer state arrived, and is due at once.")
+
+
+def _locked(db: Db, target: str) -> Row:
     """Return the target's row, which nobody else takes from until the transaction ends."""
-    row = db.execute(_BUCKET, (target,)).fetchone()
+    row = db.execute(_OWN, (target,)).fetchone()
     if row is None:  # there must be one, or nothing keeps two from taking all that a full bucket holds
         db.execute("INSERT INTO quota (target) VALUES (?) ON CONFLICT DO NOTHING", (target,))
-        row = row_of(db.execute(_BUCKET, (target,)))
+        row = row_of(db.execute(_OWN, (target,)))
     return row
 
 
-_BUCKET = "SELECT * FROM quota WHERE target = ? FOR UPDATE"
+_OWN = "SELECT * FROM quota WHERE target = ? FOR UPDATE"
 
 
-def _correct_clock(db: Db, target: str, now: datetime) -> None:
-    """Set right what was written by a clock that was far ahead: the target would wait until it is that late."""
-    db.execute(
-        "UPDATE quota SET filled_at = ? WHERE target = ? AND filled_at > ?",
-        (iso(now), target, iso(now + CLOCKS_DIFFER)),
-    )
-    db.execute(
-        "UPDATE quota SET closed_until = NULL WHERE target = ? AND closed_until > ?",
-        (target, iso(now + BACKOFF_MAX)),
-    )
+def _bucket(row: Row, quota: Quota, now: datetime) -> _Bucket:
+    """Return what is in the target's bucket now.
+
+    What a clock wrote that was far ahead does not count: the target would wait until it is that late.
+    """
+    closed_until = maybe_moment(row["closed_until"])
+    if closed_until is not None and now < closed_until <= now + BACKOFF_MAX:
+        return _Bucket(0.0, now, (closed_until - now).total_seconds())
+    if row["tokens"] is None:
+        return _Bucket(float(quota.burst), now)
+    before = from_iso(row["filled_at"])
+    corrected = before > now + CLOCKS_DIFFER
+    if corrected:
+        before = now
+    # Clocks of processes may differ a little: time never runs backwards for the bucket.
+    filled_at = max(now, before)
+    tokens = row["tokens"] + (filled_at - before).total_seconds() * quota.rate_per_s
+    return _Bucket(min(float(quota.burst), tokens), filled_at, corrected=corrected)
 
 
 def set_backoff(db: Db, target: str, until: datetime) -> None:

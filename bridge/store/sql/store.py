@@ -153,9 +153,6 @@ class SqlStore(ABC):
     def mark_unsure(self, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
         self._write(delivering.mark_unsure, ticket, claimed, at)
 
-    def revision(self, claimed: Delivery) -> int:
-        return self._read(delivering.revision, claimed)
-
     def finish(self, ticket: Ticket, claimed: Delivery, close: Plan, attempt: Attempt | None) -> Delivery:
         salt = self._salt
         return self._write(delivering.finish, salt, ticket, claimed, close, attempt, self._lanes)
@@ -163,8 +160,20 @@ class SqlStore(ABC):
     def next_due(self, lane: str) -> datetime | None:
         return self._read(delivering.next_due_of, lane)
 
-    def take_turn(self, target: str, rate_per_s: float, burst: int, now: datetime, count: int = 1) -> float:
-        return self._write_lazily(delivering.take_turn, target, rate_per_s, burst, now, count)
+    def take_turn(
+        self,
+        target: str,
+        rate_per_s: float,
+        burst: int,
+        now: datetime,
+        count: int = 1,
+        *,
+        claimed: Delivery | None = None,
+    ) -> float:
+        quota = delivering.Quota(target, rate_per_s, burst)
+        if count == 0:
+            return self._read(delivering.closed_for, quota, now)
+        return self._write_lazily(delivering.take_turn, quota, now, count, claimed)
 
     def set_backoff(self, target: str, until: datetime) -> None:
         self._write_lazily(delivering.set_backoff, target, until)
