@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,8 +46,15 @@ class Member:
     def left(self) -> bool:
         return self.processes.running[self.role].poll() is not None
 
+    def has(self, owner: str) -> bool:
+        """Say whether *owner* is the name by which it takes lanes."""
+        return owner.endswith(f":{self.pid}")
+
     def start(self) -> None:
         self.processes.start(self.role)
+
+    def send(self, number: signal.Signals) -> None:
+        self.processes.send(self.role, number)
 
     def kill(self) -> None:
         self.processes.kill(self.role)
@@ -87,16 +95,17 @@ class Cluster:
             if member.role in member.processes.running and member.left:
                 member.start()
 
+    def up(self) -> list[Member]:
+        """Return those that have begun to work."""
+        self.revive()
+        owners = [event["owner"] for event in self.events("worker.started")]
+        workers = [worker for worker in self.workers if any(worker.has(owner) for owner in owners)]
+        return [*(web for web in self.webs if web.processes.alive()), *workers]
+
     def serves(self) -> bool:
         """Say whether every web process answers."""
         self.revive()
         return all(web.processes.alive() for web in self.webs)
-
-    def works(self) -> bool:
-        """Say whether every worker process has begun."""
-        self.revive()
-        owners = {event["owner"] for event in self.events("worker.started")}
-        return all(any(owner.endswith(f":{worker.pid}") for owner in owners) for worker in self.workers)
 
     def api(self, path: str) -> dict[str, object]:
         return self.webs[0].processes.api(path)
@@ -119,8 +128,7 @@ def start_cluster(
     try:
         for role in ["web"] * webs + ["worker"] * workers:
             cluster.add(role)
-        until(cluster.serves, seconds=PATIENCE_S, what="every web process")
-        until(cluster.works, seconds=PATIENCE_S, what="every worker process")
+        until(lambda: len(cluster.up()) == webs + workers, seconds=PATIENCE_S, what="every process")
         yield cluster
     finally:
         cluster.stop()
@@ -177,27 +185,14 @@ class Stream:
         self.sent[who] = number
         began = time.monotonic()
         status: int | None = None
-        try:
+        with contextlib.suppress(requests.RequestException):  # nobody is there: the next one will be newer
             status = session.post(f"{url}/hooks/shop", data=body, headers=headers, timeout=20).status_code
-        except requests.RequestException:
-            pass  # nobody is there: the next one will be newer
         self.answers.append(Answer(url, began, time.monotonic(), status))
         if status == 200:
             self.taken[who] = number
 
     def statuses(self) -> set[int | None]:
         return {answer.status for answer in list(self.answers)}
-
-    def answered_by(self, url: str, since: float) -> float | None:
-        """Return when *url* first took a webhook that was sent after *since*."""
-        return next(
-            (
-                one.ended
-                for one in list(self.answers)
-                if one.url == url and one.began > since and one.status == 200
-            ),
-            None,
-        )
 
     def wait_for_everybody(self) -> None:
         """Wait until something newer was taken for every person."""
@@ -271,16 +266,3 @@ def burst_of(moments: Sequence[float], rate_per_s: float) -> float:
         lowest = min(lowest, level)
         largest = max(largest, level - lowest + 1)
     return largest
-
-
-def owner_ends_with(member: Member) -> str:
-    """Return the end of the name by which *member* takes lanes, as SQL's LIKE has it."""
-    return f"%:{member.pid}"
-
-
-def frozen(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] == "T"
-
-
-def core_count() -> int:
-    return os.cpu_count() or 1

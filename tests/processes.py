@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import requests
+
+T = TypeVar("T")
 
 API_TOKEN = "a-long-token-for-tests-0123456789"
 
@@ -27,22 +29,23 @@ def free_port() -> int:
 
 
 def until(
-    condition: Callable[[], bool], *, seconds: float = 30, what: str = "the condition", every_s: float = 0.02
-) -> None:
-    """Wait for *condition*, looking often."""
+    condition: Callable[[], T | None], *, seconds: float = 30, what: str = "the condition", every_s: float = 0.02
+) -> T:
+    """Wait for *condition*, looking often, and return what it then gives."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {seconds} s")
         time.sleep(every_s)
+    return found
 
 
 @dataclass
 class Processes:
     """``bridge web`` and ``bridge worker`` on one database, and on one machine.
 
-    *database_url*: a SQLite file beside *config* where none is given. *inside* is what begins the command lines, to
-    have them run in another namespace; the web process listens at *host*, as the tests see it.
+    *database_url*: a SQLite file beside *config* where none is given. *inside* is what begins the command lines,
+    to have them run in another namespace; the web process listens at *host*.
     """
 
     config: Path

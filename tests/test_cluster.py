@@ -1,4 +1,4 @@
-"""Kill, freeze and restart whatever there is: web and worker processes on one PostgreSQL lose and repeat nothing."""
+"""Kill, freeze and restart whatever there is: processes that share a PostgreSQL lose and repeat nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.platforms import Platforms, serve_platforms
 from tests.postgres import PostgresServer
 from tests.processes import until
 
-KILLS = 5
+KILLS = 3  # in each of three rounds
 RATE_PER_S, BURST = 10, 5
 JITTER_S = 0.3  # between a call's permission and its arrival here, on a busy machine
 BACK_S = 4.0  # until a web process uses a database that is back
@@ -102,9 +102,9 @@ def test_whatever_is_killed_frozen_or_restarted_nothing_is_lost_or_sent_twice(
     with start_cluster(path, platforms.environ, url, webs=2, workers=3) as cluster:
         with Stream(config, cluster.urls) as stream:
             kill_some(cluster, stream, chance)
-            freeze_and_thaw(cluster, chance.choice(cluster.workers), url)
+            freeze_and_thaw(cluster, platforms, url)
             for _ in range(2):
-                away.append(restart(server, stream))
+                away.append(restart(server))
                 kill_some(cluster, stream, chance)
             until(cluster.serves, seconds=PATIENCE_S, what="every web process")
             stream.wait_for_everybody()
@@ -120,55 +120,67 @@ def test_whatever_is_killed_frozen_or_restarted_nothing_is_lost_or_sent_twice(
 
 def kill_some(cluster: Cluster, stream: Stream, chance: random.Random) -> None:
     for _ in range(KILLS):
-        # Long enough to come up and do something; the exact moment within that is left to chance.
-        stream.stopping.wait(chance.uniform(0.1, 1.0))
-        cluster.revive()
-        victim = chance.choice(cluster.members)
+        until(lambda: len(cluster.up()) > 2, seconds=PATIENCE_S, what="somebody to kill")
+        # The exact moment is left to chance.
+        stream.stopping.wait(chance.uniform(0.1, 0.8))
+        victim = chance.choice(cluster.up())
         victim.kill()
         victim.start()
 
 
-def freeze_and_thaw(cluster: Cluster, worker: Member, url: str) -> None:
-    """Freeze *worker* in the middle of a push until others have its lanes, and have it find out when it thaws."""
-    until(cluster.works, seconds=PATIENCE_S, what="every worker process")
-    owner = f"%:{worker.pid}"
+def freeze_and_thaw(cluster: Cluster, platforms: Platforms, url: str) -> None:
+    """Freeze a worker in mid-push and in mid-transaction until others have its lanes; then let it find out."""
+    until(lambda: len(cluster.up()) == len(cluster.members), seconds=PATIENCE_S, what="every process")
+    slow = platforms.marketing.trouble(how="slow", seconds=0.3, times=10**9)
     with psycopg.connect(url, autocommit=True) as connection:
 
-        def held() -> set[str]:
-            """Return the lanes of which the worker has sent something and not said how it ended."""
-            rows = connection.execute(
-                "SELECT l.name FROM lane l JOIN delivery d ON l.name = 'deliver:' || d.target || ':' || d.lane"
-                " WHERE l.owner LIKE %s AND d.state = 'sending'",
-                [owner],
-            )
-            return {name for (name,) in rows}
+        def pushing(worker: Member) -> set[str]:
+            """Return the lanes of which *worker* has sent something and not said how it ended."""
+            rows = connection.execute(_PUSHING, [f"%:{worker.pid}"])
+            return {lane for (lane,) in rows}
 
-        def freeze() -> bool:
-            worker.processes.send(worker.role, signal.SIGSTOP)
-            connection.execute("SELECT pg_sleep(0.2)")  # what it asked for before is done by then
-            if held():
-                return True
-            worker.processes.send(worker.role, signal.SIGCONT)
-            return False
+        def interrupted() -> set[int]:
+            """Return the sessions in which a worker began a transaction and says nothing more."""
+            return {session for (session,) in connection.execute(_INTERRUPTED)}
 
-        until(freeze, seconds=PATIENCE_S, what="a worker that is in the middle of a push")
-        lanes = held()
-        began = time.monotonic()
+        def freeze() -> Member | None:
+            worker = next((one for one in cluster.workers if pushing(one)), None)
+            if worker is None:
+                return None
+            worker.send(signal.SIGSTOP)
+            connection.execute("SELECT pg_sleep(0.3)")  # what it asked for before is done by then
+            if pushing(worker) and interrupted():
+                return worker
+            worker.send(signal.SIGCONT)
+            return None
+
+        worker = until(freeze, seconds=PATIENCE_S, what="a worker in mid-push and in mid-transaction")
+        lanes, sessions = pushing(worker), interrupted()
+        slow.times = 0
         until(
-            lambda: not held() & lanes, seconds=HANDED_OVER_S, what="other workers in the lanes of the frozen one"
+            lambda: not pushing(worker) and not sessions & interrupted(),
+            seconds=HANDED_OVER_S,
+            what="others in the lanes of the frozen worker, and the end of its transaction",
         )
-        print(f"handed over after {time.monotonic() - began:.1f} s", lanes)
-        worker.processes.send(worker.role, signal.SIGCONT)
+        worker.send(signal.SIGCONT)
     until(
-        lambda: any(
-            event["owner"].endswith(owner[1:]) and event["lane"] in lanes for event in cluster.events("lane.lost")
-        ),
+        lambda: lanes & {event["lane"] for event in cluster.events("lane.lost") if worker.has(event["owner"])},
         seconds=PATIENCE_S,
-        what="the refusal of the thawed worker's writes",
+        what="the refusal of what the thawed worker writes",
     )
 
 
-def restart(server: PostgresServer, stream: Stream) -> tuple[float, float]:
+_PUSHING = (
+    "SELECT l.name FROM lane l JOIN delivery d ON l.name = 'deliver:' || d.target || ':' || d.lane"
+    " WHERE l.owner LIKE %s AND d.state = 'sending'"
+)
+_INTERRUPTED = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'bridge worker'"
+    " AND state = 'idle in transaction' AND state_change < clock_timestamp() - interval '0.25 s'"
+)
+
+
+def restart(server: PostgresServer) -> tuple[float, float]:
     """Restart the database as a crash would; return from when until when it was away."""
     began = time.monotonic()
     server.restart_immediate()
@@ -177,8 +189,6 @@ def restart(server: PostgresServer, stream: Stream) -> tuple[float, float]:
 
 def assert_refused_only_while(away: list[tuple[float, float]], stream: Stream) -> None:
     refused = [answer for answer in stream.answers if answer.status == 503]
-    for answer in refused:
-        print("503", [(round(answer.began - b, 2), round(answer.ended - e, 2)) for b, e in away])
     assert all(
         any(began <= answer.ended and answer.began <= ended + BACK_S for began, ended in away)
         for answer in refused

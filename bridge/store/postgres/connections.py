@@ -55,7 +55,8 @@ _SETTINGS: LiteralString = (
     "; SET LOCAL timezone = 'UTC'"
     "; SET LOCAL statement_timeout = '30s'"
     "; SET LOCAL lock_timeout = '10s'"
-    "; SET LOCAL idle_in_transaction_session_timeout = '60s'"
+    # What a process had locked when it froze, or was cut off, is free again when its lanes are handed over.
+    "; SET LOCAL idle_in_transaction_session_timeout = '5s'"
 )
 _READ: LiteralString = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" + _SETTINGS
 _WRITE: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED" + _SETTINGS
