@@ -158,10 +158,8 @@ def _due(row: Delivery, held: TargetStatus, now: datetime, *, quiet_s: float = 0
     wanted_at = row.wanted_at or now
     latest = max(now, wanted_at + timedelta(seconds=LONGEST_QUIET_S))
     due_at = min(now + timedelta(seconds=quiet_s), latest)
-    row = replace(row, attempts=0, due_at=due_at, wanted_at=wanted_at)
-    if held.mode != "open":
-        return replace(row, state=State.HELD, reason=held_reason(held))
-    return replace(row, state=State.PENDING, reason=DUE_NOW)
+    state, reason = (State.PENDING, DUE_NOW) if held.mode == "open" else (State.HELD, held_reason(held))
+    return replace(row, attempts=0, due_at=due_at, wanted_at=wanted_at, state=state, reason=reason)
 
 
 def held_reason(held: TargetStatus) -> str:

@@ -7,7 +7,7 @@ import binascii
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import lru_cache
@@ -164,11 +164,10 @@ DIGIT = "\x1e"  # and this before each digit of a phone number, which is found b
 LONGEST_TERM = 40
 MOST_TERMS = 300  # of one contact
 FEWEST_DIGITS = 4
-USUAL_LENGTH = 4096  # of a search text: whose terms are remembered
+USUAL_LENGTH = 120  # of a value: what is made of it is remembered
 
 _NO_DIGIT = re.compile(r"\D+")
 _WORDS = re.compile(r"[^\W_]+")
-_BEGINNINGS = re.compile(r"(?<![^\W_])(?=[^\W_])")  # of words
 _PHONE = re.compile(r"\+?[\d\s().\-/]{6,}")
 _DIGITS = re.compile(r"\+?[\d\s().\-/]+")
 
@@ -189,12 +188,7 @@ class Needle:
 def search_text(contact: Contact) -> str:
     """Return the text in which a person looks a contact up: its ids and its values, folded; a line for each."""
     values = sorted((word for state in contact.fields.values() for word in _words(state.value)), key=len)
-    lines = []
-    for value in (contact.key.source_id, *contact.absorbed, *values):
-        plain = _plain(value)
-        lines.append(_marked(plain))
-        if _PHONE.fullmatch(plain):
-            lines.append("".join(DIGIT + digit for digit in _digits(plain)))
+    lines = [line for value in (contact.key.source_id, *contact.absorbed, *values) for line in _lines_of(value)]
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -203,27 +197,49 @@ def search_terms(text: str) -> frozenset[str]:
 
     What somebody looks for is the beginning of one of them.
     """
-    return _usual_terms(text) if len(text) <= USUAL_LENGTH else _terms(text)
-
-
-@lru_cache(maxsize=1024)  # what was written for a contact is looked at again when it changes, in a burst soon
-def _usual_terms(text: str) -> frozenset[str]:
-    return _terms(text)
-
-
-def _terms(text: str) -> frozenset[str]:
     terms: set[str] = set()
     for line in text.split("\n"):
-        mark = DIGIT if line.startswith(DIGIT) else WORD
-        before, *parts = line.split(mark)
-        plain = line.replace(mark, "")
-        last = len(plain) - (FEWEST_DIGITS if mark == DIGIT else 1)
-        place = len(before)
-        for part in parts:
-            if place <= last and len(terms) < MOST_TERMS:
-                terms.add(plain[place : place + LONGEST_TERM])
-            place += len(part)
+        for term in _usual_terms(line) if len(line) <= USUAL_LENGTH else _terms(line):
+            if len(terms) == MOST_TERMS:
+                return frozenset(terms)
+            terms.add(term)
     return frozenset(terms)
+
+
+def _lines_of(value: str) -> Iterable[str]:
+    return _usual_lines(value) if len(value) <= USUAL_LENGTH else _lines(value)
+
+
+# In a burst the same contacts change again and again, and most of their values stay.
+
+
+@lru_cache(maxsize=4096)
+def _usual_lines(value: str) -> tuple[str, ...]:
+    return tuple(_lines(value))
+
+
+@lru_cache(maxsize=4096)
+def _usual_terms(line: str) -> tuple[str, ...]:
+    return tuple(_terms(line))
+
+
+def _lines(value: str) -> Iterator[str]:
+    plain = _plain(value)
+    yield _marked(plain)
+    if _PHONE.fullmatch(plain):
+        yield "".join(DIGIT + digit for digit in _digits(plain))
+
+
+def _terms(line: str) -> Iterator[str]:
+    mark = DIGIT if line.startswith(DIGIT) else WORD
+    before, *parts = line.split(mark)
+    plain = line.replace(mark, "")
+    last = len(plain) - (FEWEST_DIGITS if mark == DIGIT else 1)
+    place = len(before)
+    for part in parts:
+        if place <= last:
+            yield plain[place : place + LONGEST_TERM]
+        place += len(part)
 
 
 def needles(q: str) -> tuple[Needle, ...]:
@@ -255,7 +271,11 @@ def _plain(text: str) -> str:
 
 
 def _marked(plain: str) -> str:
-    return _BEGINNINGS.sub(WORD, plain)
+    return _WORDS.sub(_mark, plain)
+
+
+def _mark(word: re.Match[str]) -> str:
+    return WORD + word[0]
 
 
 def _words(value: Any) -> list[str]:
