@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,13 +23,14 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 
-from bridge.errors import Ambiguous, LostLane
+from bridge import schedule
+from bridge.errors import Ambiguous, LostLane, Permanent
 from bridge.lanes import deliver_lane
 from bridge.model import Contact, Delivery, Exchange, Outcome, RecordKey, State, Version, Want
 from bridge.store.looking import BulkState
 from bridge.store.postgres import PostgresStore
 from bridge.store.postgres.database import PostgresDb
-from bridge.store.protocol import Decision, Filter, InboundResult, Refusal, Rules, Ruling, Store, Ticket
+from bridge.store.protocol import Attempt, Decision, Filter, InboundResult, Refusal, Rules, Ruling, Store, Ticket
 from tests.postgres import PostgresServer
 from tests.processes import until
 from tests.store_contract import (
@@ -39,6 +40,7 @@ from tests.store_contract import (
     MAIL,
     MINUTE,
     NOW,
+    OPEN,
     PROCESS,
     SECOND,
     claim,
@@ -845,3 +847,199 @@ def test_a_link_to_sign_in_is_used_once(store: Store, other: Store) -> None:
     store.add_login_link("l", "ann", NOW + MINUTE)
     used = in_threads(lambda number: (store, other)[number % 2].use_login_link("l", NOW), 6)
     assert sorted(used, key=str) == [None] * 5 + ["ann"]
+
+
+# --- everything at once ----------------------------------------------------------------------------------
+
+STRESS_LANES = [MAIL, deliver_lane("sms", 0), deliver_lane("sms", 1)]
+LATER = NOW + timedelta(days=1)
+TURNS = 1000
+
+
+class Process:
+    """One of several processes that do everything, each in its own order; what each saw is kept in common."""
+
+    def __init__(self, store: PostgresStore, seed: int, seen: Seen) -> None:
+        self._store = store
+        self._draw = random.Random(seed)
+        self._seen = seen
+        self._verbs: Sequence[tuple[Callable[[], object], int]] = (
+            (self.receive, 6),
+            (self.process, 6),
+            (lambda: self.deliver(self._draw.choice(STRESS_LANES), NOW, 3), 10),
+            (self.take_turn, 3),
+            (lambda: store.pause(self._draw.choice(["mail", "sms"]), "why", "ann", NOW), 1),
+            (lambda: store.resume(self._draw.choice(["mail", "sms"]), "ann", NOW), 2),
+            (lambda: store.replay(NOW, "ann", keys=self._draw.sample(list(numbered(12)), 4)), 1),
+            (lambda: store.replay(NOW, "ann", narrowed=Filter(target="sms")), 1),
+            (lambda: store.start_bulk(Filter(), "all", "ann", NOW), 1),
+            (self.cancel, 1),
+            (lambda: store.tidy(NOW), 1),
+        )
+
+    def run(self, steps: int) -> None:
+        verbs, weights = zip(*self._verbs, strict=True)
+        for verb in self._draw.choices(verbs, weights, k=steps):
+            verb()
+            self._seen.look(self._store)
+
+    def receive(self) -> None:
+        batch = [inbound(f"e{self._draw.randrange(400)}", body=b"%d" % self._draw.randrange(12)) for _ in range(3)]
+        self._store.receive(batch)
+
+    def process(self) -> bool:
+        ticket = self._store.acquire(PROCESS, "p", NOW)
+        work = self._store.work("crm", NOW, 8)
+        newest = {RecordKey("crm", (one.body or b"").decode()): one.id for one in work.inbounds}
+        keys = newest.keys() | set(work.keys)
+        known = self._store.contacts(keys)
+        contacts, wants = [], []
+        for key in keys:
+            value = max(int(_value(known.get(key))), newest.get(key, 0))
+            contacts.append(contact(key, email=str(value)))
+            again = key in work.replays
+            wants += [replace(want(key, target, email=str(value)), again=again) for target in ("mail", "sms")]
+        results = [InboundResult(one.id, Outcome.PROCESSED) for one in work.inbounds]
+        with suppress(LostLane):
+            self._store.commit(ticket, Decision(contacts, wants, results, decided=work.keys), NOW)
+        return bool(keys)
+
+    def deliver(self, lane: str, now: datetime, count: int, *, well: bool = False) -> bool:
+        ticket = self._store.acquire(lane, "d", now)
+        with suppress(LostLane):
+            for _ in range(count):
+                claimed = self._store.claim(ticket, now, ["phone"])
+                if claimed is None:
+                    return False
+                self._seen.claim(ticket, claimed)
+                fate = 0.0 if well else self._draw.random()
+                doomed = self._seen.taken_up(ticket, claimed)
+                if fate < 0.6:
+                    push(self._store, ticket, claimed, f"t{claimed.key.source_id}", now)
+                elif fate < 0.8:
+                    self.fail(ticket, claimed, now)
+                elif fate < 0.9:
+                    retry(self._store, ticket, claimed, now)
+                else:
+                    return True  # the process died
+                assert not doomed, "it was sent by two, and both saved it"
+        return True
+
+    def fail(self, ticket: Ticket, claimed: Delivery, now: datetime) -> None:
+        error = Permanent("The platform refused it.", status=422)
+
+        def close(row: Delivery | None) -> Delivery:
+            return schedule.failed(row or claimed, claimed, error, held=OPEN, now=now, draw=0.5)
+
+        self._store.finish(ticket, claimed, close, Attempt(now, error.code, str(error), 3, 422, error.code))
+
+    def take_turn(self) -> None:
+        if self._store.take_turn("mail", 1.0, TURNS, NOW) == 0:
+            self._seen.turn()
+
+    def cancel(self) -> None:
+        for bulk in self._store.bulks(NOW, 3):
+            self._store.cancel_bulk(bulk.id, "bob", NOW)
+
+
+def _value(known: Contact | None) -> str:
+    return "0" if known is None else known.fields["email"].value or "0"
+
+
+class Seen:
+    """What any of the processes saw; it must never be contradicted by what another one sees later."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._revisions: dict[tuple[str, RecordKey], int] = {}
+        self._fences: dict[tuple[str, RecordKey], int] = {}  # of the newest ticket that claimed it
+        self.turns = 0
+
+    def turn(self) -> None:
+        with self._lock:
+            self.turns += 1
+
+    def look(self, store: Store) -> None:
+        with self._lock:
+            before = dict(self._revisions)
+        for one in store.delivery_page(Filter(), None, 100).items:
+            assert one.revision >= before.get((one.target, one.key), 0)
+            with self._lock:
+                known = self._revisions.get((one.target, one.key), 0)
+                self._revisions[one.target, one.key] = max(known, one.revision)
+
+    def claim(self, ticket: Ticket, claimed: Delivery) -> None:
+        pair = (claimed.target, claimed.key)
+        with self._lock:
+            self._fences[pair] = max(ticket.fence, self._fences.get(pair, 0))
+
+    def taken_up(self, ticket: Ticket, claimed: Delivery) -> bool:
+        """Say whether somebody else is known to send the same delivery by now."""
+        with self._lock:
+            return self._fences[claimed.target, claimed.key] > ticket.fence
+
+
+def test_whatever_happens_at_once_nothing_is_lost(
+    postgres_server: PostgresServer, migrated_postgres_url: str, database: psycopg.Connection[Any]
+) -> None:
+    seen = Seen()
+    stores = [PostgresStore(migrated_postgres_url, LANES) for _ in range(2)]
+    processes = [Process(stores[number % 2], number, seen) for number in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        running = [threads.submit(process.run, 70) for process in processes]
+        for one in running:
+            one.result()
+    _assert_consistent(database, stores[0])
+
+    last = processes[0]
+    for target in ("mail", "sms"):
+        stores[1].resume(target, "ann", NOW)
+    for _ in range(20):
+        busy = [last.process(), *(last.deliver(lane, LATER, 1000, well=True) for lane in STRESS_LANES)]
+        if not any(busy):
+            break
+    _assert_consistent(database, stores[0])
+    assert {one.state for one in stores[0].delivery_page(Filter(), None, 100).items} <= {
+        State.SYNCED,
+        State.FAILED,
+    }
+    newest: dict[RecordKey, int] = {}
+    for one in stores[0].inbound_page(Filter(), None, 5000).items:
+        assert one.outcome is Outcome.PROCESSED
+        key = RecordKey("crm", (one.body or b"").decode())
+        newest[key] = max(one.id, newest.get(key, 0))
+    for delivery in stores[0].delivery_page(Filter(), None, 100).items:
+        assert delivery.desired is not None
+        assert delivery.desired.fields == {"email": str(newest[delivery.key])}
+        if delivery.state is State.SYNCED:
+            assert delivery.accepted == delivery.desired.fields
+    assert len(stores[0].delivery_page(Filter(), None, 100).items) == 2 * len(newest)
+    assert stores[0].take_turn("mail", 1.0, TURNS, NOW, count=TURNS - seen.turns) == 0
+    assert stores[0].take_turn("mail", 1.0, TURNS, NOW) > 0
+    for store in stores:
+        store.close()
+
+
+def _assert_consistent(database: psycopg.Connection[Any], store: Store) -> None:
+    """What is counted along is what is there, and nobody waits for what does not come."""
+    counted = {(row[0], row[1], row[2]): row[3] for row in database.execute(COUNTED).fetchall()}
+    assert {key: n for key, n in counted.items() if n} == {
+        (row[0], row[1], row[2]): row[3] for row in database.execute(THERE).fetchall()
+    }
+    for target in ("mail", "sms"):
+        closed = store.target_status(target).mode != "open"
+        wrong = ("pending", "retrying") if closed else ("held",)
+        states = store.health(NOW).deliveries
+        assert [states.get((target, state), 0) for state in wrong] == [0] * len(wrong)
+    for bulk in store.bulks(NOW, 1000):
+        assert sum(bulk.states.values()) + bulk.undecided == bulk.total
+    assert _count(database, "SELECT count(*) FROM bulk_item") == _count(
+        database, "SELECT count(*) FROM delivery WHERE bulk_id IS NOT NULL"
+    )
+
+
+COUNTED = "SELECT kind, name, state, n FROM tally WHERE state NOT IN ('duplicate', 'refused')"
+THERE = """
+SELECT 'inbound', source, outcome, count(*) FROM inbound GROUP BY source, outcome
+UNION ALL SELECT 'delivery', target, state, count(*) FROM delivery GROUP BY target, state
+"""
