@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TypeVar
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import TYPE_CHECKING, TypeVar
 
 from bridge.errors import BadSignature, Complaints
 from bridge.model import InboundRequest
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DIGESTS = ("sha1", "sha256", "sha384", "sha512")
@@ -237,7 +237,7 @@ def standard_credential(names: str, secret: str) -> Credential:
         return Credential(scheme, key, None)
     if len(key) not in {32, 64}:
         raise ValueError("a private key (whsk_) has 32 bytes, or 64 with the public one; this has another length")
-    public = Ed25519PrivateKey.from_private_bytes(key[:32]).public_key().public_bytes_raw()
+    public = _ed25519(key[:32]).public_key().public_bytes_raw()
     if len(key) == 64 and not hmac.compare_digest(key[32:], public):
         raise ValueError("the two halves of this private key (whsk_) do not belong together")
     return Credential(scheme, public, key[:32])
@@ -458,7 +458,7 @@ def _signature(one: Credential, key: bytes, content: bytes) -> str:
     elif one.scheme.algorithm is Algorithm.DIGEST:
         made = hashlib.new(one.scheme.digest, content).digest()
     elif one.scheme.algorithm is Algorithm.ED25519:
-        made = Ed25519PrivateKey.from_private_bytes(key).sign(content)
+        made = _ed25519(key).sign(content)
     else:
         made = key
     return made.hex() if one.scheme.encoding is Encoding.HEX else base64.b64encode(made).decode()
@@ -475,7 +475,19 @@ def _matches(one: Credential, content: bytes, candidates: Sequence[str]) -> bool
     return sum(hmac.compare_digest(text, expected) for text in given) > 0
 
 
+# cryptography brings an OpenSSL of its own, which takes 5 MB in every process: only these keys need it.
+
+
+def _ed25519(private: bytes) -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(private)
+
+
 def _ed25519_matches(public: bytes, content: bytes, text: str) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     try:
         signature = base64.b64decode(text, validate=True)
         Ed25519PublicKey.from_public_bytes(public).verify(signature, content)

@@ -11,11 +11,13 @@ COLOURS = {"rich", "pygments"}  # for people at a terminal
 POSTGRES = {"psycopg", "psycopg_pool", "procrastinate"}  # where DATABASE_URL names one
 TRACES = {"opentelemetry"}  # where a collector is named
 PAGES = {"flask", "werkzeug", "itsdangerous", "prometheus_client"}
-WORK = {"pydantic", "jinja2", "requests", "urllib3", "cryptography", "sqlite_utils", "phonenumbers"}
+WORK = {"pydantic", "jinja2", "requests", "urllib3", "sqlite_utils", "phonenumbers"}
 SERVER = {"gunicorn"}
 REST = {"click", "structlog", "asyncio", "ssl", "email", "importlib.metadata", "argparse"}
 
-UNUSED = COLOURS | POSTGRES | TRACES
+ED25519 = {"cryptography"}  # where a secret is such a key
+
+UNUSED = COLOURS | POSTGRES | TRACES | ED25519
 PROCESSES = {
     "supervisor": (["bridge.supervisor"], UNUSED | PAGES | WORK | SERVER | REST),
     # gunicorn's main process, before it forks those that serve.

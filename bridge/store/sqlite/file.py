@@ -27,7 +27,7 @@ PRAGMAS: Mapping[str, str | int] = {
     "journal_mode": "WAL",
     "secure_delete": "ON",  # an erased person's bytes are overwritten, not only forgotten
     "journal_size_limit": 64 * 1024 * 1024,
-    "cache_size": -16_000,  # KiB
+    "cache_size": -4_000,  # KiB, of each connection; behind it is the cache of the operating system
     "temp_store": "MEMORY",
 }
 
