@@ -30,7 +30,20 @@ from bridge.model import Contact, Delivery, Exchange, Outcome, RecordKey, State,
 from bridge.store.looking import BulkState
 from bridge.store.postgres import PostgresStore
 from bridge.store.postgres.database import PostgresDb
-from bridge.store.protocol import Attempt, Decision, Filter, InboundResult, Refusal, Rules, Ruling, Store, Ticket
+from bridge.store.protocol import (
+    Attempt,
+    Decision,
+    Filter,
+    InboundResult,
+    Refusal,
+    Rules,
+    Ruling,
+    Store,
+    Ticket,
+    Work,
+)
+from bridge.store.sql import processing
+from bridge.store.sql.database import Db
 from tests.postgres import PostgresServer
 from tests.processes import until
 from tests.store_contract import (
@@ -227,6 +240,21 @@ def test_refusals_of_two_processes_are_all_counted(store: Store, other: Store) -
     in_threads(refuse, 4)
     assert [(one.source, one.refused) for one in store.health(NOW).sources] == [("crm", 40), ("shop", 40)]
     assert len(store.refusals("crm")) == 40
+
+
+def test_a_receipt_whose_day_gets_its_table_while_it_is_looked_for_has_its_payload(
+    meeting: Meeting, store: PostgresStore, other: PostgresStore, database: psycopg.Connection[Any]
+) -> None:
+    store.receive([inbound("a")])
+    assert _count(database, "SELECT count(*) FROM payload_default") == 1
+
+    def look(db: Db) -> Work:
+        db.execute("SELECT 1")  # what is seen later is as it is now
+        return processing.work(db, "crm", NOW, 10)
+
+    found, _ = meeting.of(lambda: store._read(look), "LEFT JOIN payload", lambda: other.tidy(NOW))
+    assert _count(database, "SELECT count(*) FROM payload_default") == 0
+    assert [one.body for one in found.result().inbounds] == [b"{}"]
 
 
 def test_many_processes_receive_the_same_events(store: Store, migrated_postgres_url: str) -> None:
@@ -856,7 +884,7 @@ LATER = NOW + timedelta(days=1)
 TURNS = 1000
 
 
-class Process:
+class Worker:
     """One of several processes that do everything, each in its own order; what each saw is kept in common."""
 
     def __init__(self, store: PostgresStore, seed: int, seen: Seen) -> None:
@@ -895,7 +923,7 @@ class Process:
         known = self._store.contacts(keys)
         contacts, wants = [], []
         for key in keys:
-            value = max(int(_value(known.get(key))), newest.get(key, 0))
+            value = max(_value(known.get(key)), newest.get(key, 0))
             contacts.append(contact(key, email=str(value)))
             again = key in work.replays
             wants += [replace(want(key, target, email=str(value)), again=again) for target in ("mail", "sms")]
@@ -942,8 +970,8 @@ class Process:
             self._store.cancel_bulk(bulk.id, "bob", NOW)
 
 
-def _value(known: Contact | None) -> str:
-    return "0" if known is None else known.fields["email"].value or "0"
+def _value(known: Contact | None) -> int:
+    return 0 if known is None else int(str(known.fields["email"].value))
 
 
 class Seen:
@@ -984,14 +1012,14 @@ def test_whatever_happens_at_once_nothing_is_lost(
 ) -> None:
     seen = Seen()
     stores = [PostgresStore(migrated_postgres_url, LANES) for _ in range(2)]
-    processes = [Process(stores[number % 2], number, seen) for number in range(4)]
+    workers = [Worker(stores[number % 2], number, seen) for number in range(4)]
     with ThreadPoolExecutor(4) as threads:
-        running = [threads.submit(process.run, 70) for process in processes]
-        for one in running:
-            one.result()
+        running = [threads.submit(worker.run, 70) for worker in workers]
+        for process in running:
+            process.result()
     _assert_consistent(database, stores[0])
 
-    last = processes[0]
+    last = workers[0]
     for target in ("mail", "sms"):
         stores[1].resume(target, "ann", NOW)
     for _ in range(20):
