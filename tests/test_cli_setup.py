@@ -226,6 +226,28 @@ def test_check_live_names_the_variable_that_is_wrong(
     assert not [name for name, value in environ.items() if "ACCOUNT" not in name and value in result.output]
 
 
+def test_check_live_asks_a_server_that_has_the_database(
+    environ: dict[str, str], postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    result = bridge("check", "--live")
+    assert result.exit_code == 1
+    assert (
+        "FAILED  database: The database is not up to date (it lacks 0001_first). Run: bridge migrate"
+        in result.stdout
+    )
+    assert bridge("migrate").exit_code == 0
+    result = bridge("check", "--live")
+    assert result.exit_code == 0, result.output
+    assert "answers, and is up to date." in result.stdout
+    wrong = postgres_url.rpartition("/")[0].replace("postgres@", "postgres:a-password@") + "/nowhere"
+    monkeypatch.setenv("DATABASE_URL", wrong)
+    result = bridge("check", "--live")
+    assert result.exit_code == 1
+    assert "look at DATABASE_URL in the environment" in result.stdout
+    assert "a-password" not in result.output
+
+
 def test_check_live_tells_a_missing_scope_from_a_wrong_token(
     environ: dict[str, str], crm: tuple[HubSpot, str], platforms: Platforms
 ) -> None:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from bridge.cli import FAILED, USAGE, options, output
-from bridge.errors import BridgeError, ConfigError, Problem, Retryable
+from bridge.errors import BridgeError, ConfigError, Problem, Retryable, StoreUnavailable
 
 if TYPE_CHECKING:
     from bridge.cli import starter
     from bridge.config import Config, SourceConnection, TargetConnection
+    from bridge.database import Database
     from bridge.process import Loaded
     from bridge.sources.base import SourceType
     from bridge.targets.base import TargetType
@@ -237,7 +238,7 @@ class Answer:
 @click.option(
     "--live",
     is_flag=True,
-    help="Also call every target and every CRM that is read from, with one harmless request each.",
+    help="Also ask each target, each CRM that is read from, and a PostgreSQL database, one harmless thing.",
 )
 @options.as_json
 @click.pass_context
@@ -258,7 +259,7 @@ def check(ctx: click.Context, config_path: Path | None, live: bool, json_wanted:
         if not json_wanted:
             raise
         problems = error.problems
-    answers = list(_live(loaded.config)) if loaded and live and not problems else []
+    answers = list(_live(loaded)) if loaded and live and not problems else []
     if json_wanted:
         output.as_json(
             {
@@ -301,12 +302,25 @@ def _tell(loaded: Loaded, answers: list[Answer]) -> None:
         )
 
 
-def _live(config: Config) -> Iterator[Answer]:
+def _live(loaded: Loaded) -> Iterator[Answer]:
+    from bridge.database import database_of
+
+    config, database = loaded.config, database_of(loaded.environment)
+    if database.shared:  # a file may not be there yet, and nothing is to be written
+        yield _ask_database(database)
     for target in config.targets.values():
         yield _call_target(config, target)
     for source in config.sources.values():
         if source.source.can_read() and source.type.read_base_url is not None:
             yield _call_source(config, source, source.type.read_base_url(source.settings))
+
+
+def _ask_database(database: Database) -> Answer:
+    try:
+        database.open({}, "check").close()
+    except StoreUnavailable as error:
+        return Answer("database", ok=False, said=str(error), fix="look at DATABASE_URL in the environment")
+    return Answer("database", ok=True, said=f"The {database.place} answers, and is up to date.")
 
 
 def _call_target(config: Config, connection: TargetConnection) -> Answer:
