@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from bridge import schedule
@@ -352,20 +353,27 @@ _USED_AGAIN_THAT_DAY = (
     "ON CONFLICT (digest, day) DO UPDATE SET created_at = greatest(payload.created_at, excluded.created_at)"
 )
 VALUES_AT_ONCE = 16_000  # SQLite takes 32,766
+ROWS_AT_ONCE, MANY_ROWS = 32, 1000
 
 
 def insert_many(
     db: Db, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]], or_else: str = ""
 ) -> None:
-    """Insert *rows* with few statements: each lets go of the interpreter's lock, which many threads fight over."""
-    one = f"({','.join('?' * len(columns))})"
-    step = VALUES_AT_ONCE // len(columns)
+    """Insert *rows* with few statements: each lets go of the interpreter's lock, which many threads fight over.
+
+    They come in few sizes, so that a database has them ready: to read one anew takes as long as to run it.
+    """
+    step = ROWS_AT_ONCE if len(rows) <= MANY_ROWS else VALUES_AT_ONCE // len(columns)
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        db.execute(
-            f"INSERT INTO {table} ({','.join(columns)}) VALUES {','.join([one] * len(part))} {or_else}",  # noqa: S608
-            [value for row in part for value in row],
-        )
+        statement = _insertion(table, tuple(columns), len(part), or_else)
+        db.execute(statement, [value for row in part for value in row])
+
+
+@lru_cache(maxsize=512)
+def _insertion(table: str, columns: tuple[str, ...], count: int, or_else: str) -> str:
+    one = f"({','.join('?' * len(columns))})"
+    return f"INSERT INTO {table} ({','.join(columns)}) VALUES {','.join([one] * count)} {or_else}"  # noqa: S608
 
 
 def add_facts(db: Db, salt: bytes, entries: Collection[AuditEntry]) -> None:
