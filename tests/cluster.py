@@ -90,6 +90,10 @@ class Cluster:
         (self.webs if role == "web" else self.workers).append(member)
         return member
 
+    def forget(self, member: Member) -> None:
+        """Take out a process that was ended for good."""
+        (self.webs if member.role == "web" else self.workers).remove(member)
+
     def revive(self) -> None:
         for member in self.members:
             if member.role in member.processes.running and member.left:
@@ -160,7 +164,10 @@ class Answer:
 
 @dataclass
 class Stream:
-    """Numbered names for the same people, each newer than the one before, to all *urls* in turn."""
+    """Numbered names for the same people, each newer than the one before, to all *urls* in turn.
+
+    It runs within each `with` block, and goes on in the next where it ended in the last.
+    """
 
     config: Config
     urls: Sequence[str]
@@ -168,15 +175,16 @@ class Stream:
     taken: dict[int, int] = field(default_factory=dict)  # person -> highest number acknowledged
     answers: list[Answer] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
+    last: int = 0
 
     def run(self) -> None:
-        number = 0
         with requests.Session() as session:
             session.trust_env = False
             while not self.stopping.wait(PACE_S):
-                number += 1
+                self.last += 1
                 # One person's webhooks come through all web processes.
-                self._send(session, self.urls[(number + number // PEOPLE) % len(self.urls)], number)
+                turn = self.last + self.last // PEOPLE
+                self._send(session, self.urls[turn % len(self.urls)], self.last)
 
     def _send(self, session: requests.Session, url: str, number: int) -> None:
         who = number % PEOPLE
@@ -204,6 +212,7 @@ class Stream:
         )
 
     def __enter__(self) -> Stream:
+        self.stopping.clear()
         self._thread = threading.Thread(target=self.run)
         self._thread.start()
         return self

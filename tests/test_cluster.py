@@ -14,8 +14,10 @@ import psycopg
 import pytest
 
 from bridge.config import load
+from bridge.worker import SWEEP_S
 from tests.cluster import (
     PATIENCE_S,
+    PEOPLE,
     Cluster,
     Member,
     Stream,
@@ -25,7 +27,7 @@ from tests.cluster import (
     burst_of,
     start_cluster,
 )
-from tests.platforms import Platforms, serve_platforms
+from tests.platforms import Platforms, person, serve_platforms
 from tests.postgres import PostgresServer
 from tests.processes import until
 
@@ -193,3 +195,128 @@ def assert_refused_only_while(away: list[tuple[float, float]], stream: Stream) -
         any(began <= answer.ended and answer.began <= ended + BACK_S for began, ended in away)
         for answer in refused
     )
+
+
+# --- starting --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["web", "worker"])
+def test_nothing_starts_without_the_tables_or_without_the_database(
+    platforms: Platforms, server: PostgresServer, url: str, tmp_path: Path, role: str
+) -> None:
+    path = write_config(platforms, tmp_path)
+    refused = bridge(role, path, platforms, url)
+    assert refused.returncode == 1
+    assert "bridge migrate" in refused.stderr
+    server.stop()
+    refused = bridge(role, path, platforms, url)  # the service manager tries again
+    assert refused.returncode == 1
+    assert "The database server cannot be reached." in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+# --- several workers ----------------------------------------------------------------------------------------
+
+
+def test_what_is_done_now_and_then_is_done_once_for_all(platforms: Platforms, url: str, tmp_path: Path) -> None:
+    path = write_config(platforms, tmp_path)
+    migrate(path, platforms, url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_COUNT_CHORES)
+        began = time.monotonic()
+        with start_cluster(path, platforms.environ, url, webs=0, workers=3):
+
+            def runs() -> dict[str, int]:
+                return dict(connection.execute("SELECT name, count(*) FROM chore_run GROUP BY name").fetchall())
+
+            until(lambda: runs().get("chore:sweep", 0) >= 3, seconds=PATIENCE_S, what="the third sweep")
+            done = runs()
+        periods = (time.monotonic() - began) / SWEEP_S
+    assert done["chore:prune"] == 1
+    # Once by whoever started first, and then once a period.
+    assert max(done["chore:sweep"], done["chore:tidy"]) <= periods + 2
+
+
+_COUNT_CHORES = """
+CREATE TABLE chore_run (name TEXT);
+CREATE FUNCTION count_chore() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO chore_run VALUES (NEW.args ->> 'name');
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_chore AFTER UPDATE OF status ON procrastinate_jobs FOR EACH ROW
+    WHEN (NEW.status = 'doing' AND NEW.task_name = 'bridge.chore') EXECUTE FUNCTION count_chore();
+"""
+
+
+def test_the_rules_of_the_worker_that_started_last_count(platforms: Platforms, url: str, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    old_path = write_config(platforms, tmp_path / "old")
+    new_path = write_config(platforms, tmp_path / "new")
+    new_path.write_text(new_path.read_text().replace('firstName = "name"', "firstName = \"'New ' + name\""))
+    config = load(old_path, platforms.environ)
+    migrate(old_path, platforms, url)
+
+    def named(beginning: str) -> bool:
+        return all(
+            platforms.marketing.person(person(who)["email"])["firstName"].startswith(beginning)
+            for who in range(PEOPLE)
+        )
+
+    with start_cluster(old_path, platforms.environ, url, webs=1, workers=1) as cluster:
+        with Stream(config, cluster.urls) as stream:
+            stream.wait_for_everybody()
+            until(
+                lambda: platforms.counts()["marketing"] == PEOPLE and named("Ana"),
+                seconds=PATIENCE_S,
+                what="the old rules",
+            )
+            new = cluster.add("worker", new_path)
+            until(lambda: cluster.events("worker.superseded"), seconds=PATIENCE_S, what="the old worker's insight")
+            until(lambda: named("New Ana"), seconds=PATIENCE_S, what="the new rules")
+            stream.wait_for_everybody()
+        until(lambda: at_rest(cluster.api), seconds=PATIENCE_S, what="all deliveries at rest")
+        assert named("New Ana")
+        assert new.terminate() == 0
+        # What arrives now waits for a worker with the rules in force.
+        with psycopg.connect(url, autocommit=True) as connection, stream:
+            stream.wait_for_everybody()
+
+            def last_job() -> int:
+                """Return the newest job of the source's lane: each run ends with a wake for later."""
+                row = connection.execute(
+                    "SELECT max(id) FROM procrastinate_jobs WHERE lock = 'process:shop'"
+                ).fetchone()
+                return int(row[0] or 0) if row else 0
+
+            before = last_job()
+            until(lambda: last_job() > before, seconds=PATIENCE_S, what="another look of the old worker")
+        assert cluster.api("/inbound?outcome=accepted&limit=1")["items"]
+        assert named("New Ana")
+        assert len(cluster.events("worker.superseded")) == 1
+
+
+def test_a_rolling_restart_loses_nothing_and_refuses_nobody(
+    platforms: Platforms, url: str, tmp_path: Path
+) -> None:
+    path = write_config(platforms, tmp_path, settle_s=12)
+    config = load(path, platforms.environ)
+    migrate(path, platforms, url)
+    with start_cluster(path, platforms.environ, url, webs=1, workers=1) as cluster:
+        with Stream(config, cluster.urls) as stream:
+            for old in (*cluster.workers, *cluster.webs):
+                stream.wait_for_everybody()
+                new = cluster.add(old.role)
+                until(lambda: new in cluster.up(), seconds=PATIENCE_S, what="the new process")  # noqa: B023
+                stream.urls = cluster.urls[-1:]  # what a load balancer does before the old one is stopped
+                began = time.monotonic()
+                assert old.terminate() == 0
+                assert time.monotonic() - began < 10
+                cluster.forget(old)
+            stream.wait_for_everybody()
+        until(lambda: at_rest(cluster.api), seconds=PATIENCE_S, what="all deliveries at rest")
+        log = cluster.events()
+    assert_all_arrived(platforms, stream, url)
+    assert stream.statuses() == {200}
+    assert [event for event in log if event["level"] not in {"info", "debug"}] == []
