@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
@@ -20,6 +21,9 @@ from bridge.database import Database, PostgresDatabase, SqliteDatabase
 from tests.postgres import PostgresServer
 
 KINDS = ("sqlite", "postgres")
+
+# For a test whose fixtures run on both kinds of database, and which is not about what is in them.
+sqlite_is_enough = pytest.mark.parametrize("fresh", ["sqlite"], indirect=True)
 
 Fresh = Callable[[], Database]  # an empty one; what the one before held may be gone by then
 
@@ -83,6 +87,14 @@ class Emptied:
 def emptied(server: PostgresServer, template: str) -> Iterator[Emptied]:
     with closing(Emptied(server, template)) as databases:
         yield databases
+
+
+def lasting(request: pytest.FixtureRequest, folder: Path) -> Database:
+    """Return an empty database for a fixture of more than one test, of the kind that is its parameter."""
+    if request.param == "sqlite":
+        return SqliteDatabase(folder / "bridge.db")
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return PostgresDatabase(server.create_database(folder.name, request.getfixturevalue("migrated_template")))
 
 
 def url_of(database: Database) -> str:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge import schedule
+from bridge.database import Database
 from bridge.errors import StoreUnavailable
 from bridge.lanes import deliver_lane, slot_of
 from bridge.model import Delivery, Receipt, RecordKey, utc_now
@@ -24,21 +25,23 @@ from bridge.web.api import OPERATIONS, PREFIX
 from bridge.web.guard import FAILURES, PER_FAILURE_S, Throttle
 from bridge.web.pages import MACHINES
 from bridge.web.queries import Input
+from tests.databases import KINDS, lasting, sqlite_is_enough
 from tests.web_site import API_TOKEN, PUBLIC_URL, Site, open_site
 
 ADA = {"id": "7", "name": "Ada", "phone": "415 555 0123", "email": "ada@example.com"}
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with open_site(tmp_path) as opened:
+def site(tmp_path: Path, database: Database) -> Iterator[Site]:
+    with open_site(tmp_path, database=database) as opened:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def quiet_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@pytest.fixture(scope="module", params=KINDS)
+def quiet_site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site that tests only look at."""
-    with open_site(tmp_path_factory.mktemp("quiet")) as opened:
+    folder = tmp_path_factory.mktemp("quiet")
+    with open_site(folder, database=lasting(request, folder)) as opened:
         event(opened)
         opened.process()
         yield opened
@@ -97,6 +100,7 @@ def test_a_wrong_token_is_401(quiet_site: Site, headers: dict[str, str]) -> None
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
+@sqlite_is_enough
 def test_many_wrong_tokens_are_slowed_down_and_never_lock_the_owner_out(site: Site) -> None:
     statuses = [site.api("GET", "/status", token="wrong").status_code for _ in range(FAILURES + 1)]
     assert statuses == [401] * FAILURES + [429]
@@ -141,6 +145,7 @@ def test_status_tells_of_every_source_target_and_route(site: Site) -> None:
     assert status["inbound"] == {"processed": 1}
 
 
+@sqlite_is_enough
 def test_status_still_answers_in_words_when_the_database_does_not(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +353,7 @@ def test_methods_that_an_address_does_not_take_are_405(quiet_site: Site) -> None
     assert "GET" in answer.headers["Allow"]
 
 
+@sqlite_is_enough
 def test_a_bug_shows_no_traceback_and_no_person(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -424,6 +430,7 @@ def try_out(site: Site, **body: Any) -> Any:
     return answer.json()
 
 
+@sqlite_is_enough
 def test_a_dry_run_says_what_each_target_would_get_and_why_not(site: Site) -> None:
     payload = {"type": "contact.updated", "timestamp": "2026-03-01T10:00:00Z", "data": {**ADA, "phone": "12"}}
     tried = try_out(site, source="shop", payload=payload)
@@ -441,6 +448,7 @@ def test_a_dry_run_says_what_each_target_would_get_and_why_not(site: Site) -> No
     assert site.get("/contacts")["items"] == []
 
 
+@sqlite_is_enough
 def test_a_dry_run_takes_more_fields_than_the_webhook_has(site: Site) -> None:
     payload = {"type": "contact.updated", "data": ADA}
     tried = try_out(site, source="shop", payload=payload, fields={"tier": "gold", "stop": "yes"})
@@ -460,6 +468,7 @@ def test_a_dry_run_may_start_from_what_is_known(site: Site) -> None:
     assert site.get("/contacts/shop/7")["fields"]["name"]["value"] == "Ada"
 
 
+@sqlite_is_enough
 def test_a_dry_run_of_a_raw_request_says_whether_it_is_genuine(site: Site) -> None:
     signed = site.signed("shop", json.dumps({"type": "contact.updated", "data": ADA}).encode())
     text, headers = signed.body.decode(), dict(signed.headers)
@@ -602,7 +611,7 @@ def queries(path: str) -> st.SearchStrategy[dict[str, str]]:
     return st.dictionaries(names, values, max_size=4)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_query_makes_the_server_fail(quiet_site: Site, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(QUERIES)))
@@ -637,6 +646,7 @@ def trials() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+@pytest.mark.parametrize("quiet_site", ["sqlite"], indirect=True)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_body_makes_the_server_fail(quiet_site: Site, data: st.DataObject) -> None:

@@ -12,22 +12,25 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
+from bridge.database import Database
 from bridge.errors import StoreUnavailable
 from bridge.model import utc_now
 from bridge.store.group_commit import Trouble
 from bridge.store.protocol import Health, Refusal, SourceStatus, TargetStatus
 from bridge.web.health import LATE_S, TROUBLE_FRESH_S, WORKER_FRESH_S, look, why_unwritable
+from tests.databases import sqlite_is_enough
 from tests.web_site import API_TOKEN, Site, open_site
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with open_site(tmp_path) as opened:
+def site(tmp_path: Path, database: Database) -> Iterator[Site]:
+    with open_site(tmp_path, database=database) as opened:
         yield opened
 
 
+@sqlite_is_enough
 def test_a_process_that_answers_is_alive(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site.store, "health", _unavailable)
     answer = site.session.get(f"{site.url}/healthz", timeout=5)
@@ -53,6 +56,7 @@ def test_a_worker_that_stopped_beating_is_missed(site: Site) -> None:
     assert "nothing is sent" in worker["detail"]
 
 
+@sqlite_is_enough
 def test_a_database_that_does_not_answer_is_said_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site.store, "health", _unavailable)
     answer = site.session.get(f"{site.url}/readyz", timeout=5)
@@ -92,6 +96,7 @@ def test_a_failed_write_is_tried_anew_when_no_webhook_comes_to_do_so(
     assert why_unwritable(site.store, old, NOW) == ""
 
 
+@sqlite_is_enough
 @pytest.mark.parametrize(
     ("health", "failing"),
     [
@@ -112,6 +117,7 @@ def test_what_is_late_is_not_well(
     assert all(check.detail.endswith(".") for check in checks)
 
 
+@sqlite_is_enough
 def test_metrics_tell_what_the_database_holds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     now = utc_now()
     health = Health(
@@ -143,6 +149,7 @@ def test_metrics_of_a_real_store_count_refusals_and_name_no_person(site: Site) -
     assert "ada" not in _scrape(site)
 
 
+@sqlite_is_enough
 def test_metrics_need_the_token(site: Site) -> None:
     assert site.session.get(f"{site.url}/metrics", timeout=5).status_code == 401
 

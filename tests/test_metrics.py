@@ -13,13 +13,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge import schedule
+from bridge.database import Database
 from bridge.errors import DeliveryFailed, Retryable
 from bridge.lanes import deliver_lane
 from bridge.model import Delivery, Exchange, Receipt, RecordKey, utc_now
 from bridge.store.protocol import Attempt, Health, TargetStatus, Ticket
-from bridge.store.sqlite import SqliteStore
 from bridge.web.health import nothing_known
 from bridge.web.metrics import StoreCollector
+from tests.databases import sqlite_is_enough
 from tests.following import DOCS, code, table
 from tests.web_site import API_TOKEN, Site, open_site
 
@@ -28,8 +29,8 @@ LABELS = ("source", "target", "state", "outcome", "error", "le")
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with open_site(tmp_path) as opened:
+def site(tmp_path: Path, database: Database) -> Iterator[Site]:
+    with open_site(tmp_path, database=database) as opened:
         yield opened
 
 
@@ -162,11 +163,11 @@ def test_the_quota_is_told_as_it_is_now(site: Site) -> None:
     assert 60 < told["bridge_target_backoff_seconds"]["sms"] <= 90
 
 
-def test_every_process_tells_the_same(site: Site, tmp_path: Path) -> None:
+def test_every_process_tells_the_same(site: Site, database: Database) -> None:
     site.send("shop", customer(1))
     site.process()
     push(site, 1, ms=40, calls=3)
-    with closing(SqliteStore(tmp_path / "bridge.db", {"sms": 2, "marketing": 2})) as other:
+    with closing(database.open({"sms": 2, "marketing": 2}, "web")) as other:
         bursts = {name: one.burst for name, one in site.config.targets.items()}
         found = list(StoreCollector(other, bursts, utc_now, nothing_known).collect())
     told = {sample.name: sample.value for family in found for sample in family.samples}
@@ -175,6 +176,7 @@ def test_every_process_tells_the_same(site: Site, tmp_path: Path) -> None:
     assert all(told[name] in here[name].values() for name in told if name.endswith("_total"))
 
 
+@sqlite_is_enough
 def test_a_heartbeat_of_a_wrong_clock_does_not_look_fresh(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = Health(worker_seen_at=utc_now() + timedelta(days=1))
     monkeypatch.setattr(site.store, "health", lambda now: ahead)
@@ -205,11 +207,13 @@ def families(names: set[str]) -> set[str]:
     return {re.sub(r"_(bucket|count|sum)$", "", name) for name in names}
 
 
+@sqlite_is_enough
 def test_every_metric_is_documented_and_nothing_else(names: set[str]) -> None:
     listed = [code(name).partition("{")[0] for name, _ in table(DOCS / "api.md", "metrics")]
     assert set(listed) == families(names)
 
 
+@sqlite_is_enough
 def test_the_board_and_the_alerts_use_metrics_that_exist(names: set[str]) -> None:
     board = json.loads((DOCS / "grafana.json").read_text("utf-8"))
     panels = [panel for panel in board["panels"] if panel["type"] != "row"]

@@ -11,20 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from bridge.database import Database
 from bridge.errors import StoreUnavailable
 from bridge.model import Outcome, utc_now
 from bridge.sources.base import Answer
 from bridge.store.protocol import Filter, NewInbound, Received
 from bridge.web.inbound import as_received
 from bridge.web.tokens import LIVE_FOR_S, Tokens, make_token, read_token
+from tests.databases import sqlite_is_enough
 from tests.web_site import PUBLIC_URL, SECRET_KEY, Site, open_site, until
 
 CONTACT = {"type": "contact.updated", "timestamp": "2026-03-01T10:00:00Z", "data": {"id": "7", "name": "Ada"}}
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with open_site(tmp_path) as opened:
+def site(tmp_path: Path, database: Database) -> Iterator[Site]:
+    with open_site(tmp_path, database=database) as opened:
         yield opened
 
 
@@ -63,6 +65,7 @@ def test_what_is_signed_but_not_what_the_source_sends_is_kept_and_answered_with_
     assert site.inbounds() <= 2
 
 
+@sqlite_is_enough
 def test_a_bug_in_a_parser_costs_nobody_his_webhook(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> list[object]:
         raise ZeroDivisionError("ada@example.com")
@@ -96,11 +99,13 @@ def test_headers_that_are_not_ascii_are_read_as_latin_1(site: Site) -> None:
         assert raw.recv(64).startswith(b"HTTP/1.1 200")
 
 
+@sqlite_is_enough
 def test_a_trailing_slash_is_no_redirect_because_senders_follow_none(site: Site) -> None:
     request = site.signed("shop", json.dumps(CONTACT).encode(), path="/hooks/shop/")
     assert site.post(request).status_code == 200
 
 
+@sqlite_is_enough
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_crm_that_looks_whether_the_url_answers_sees_that_it_does(site: Site, method: str) -> None:
     for path in ("/hooks/shop", "/hooks/shop/", "/hooks/shop/any-token"):
@@ -109,12 +114,14 @@ def test_a_crm_that_looks_whether_the_url_answers_sees_that_it_does(site: Site, 
     assert site.session.request(method, f"{site.url}/hooks/nobody", timeout=5).status_code == 404
 
 
+@sqlite_is_enough
 def test_other_methods_are_told_which_ones_there_are(site: Site) -> None:
     answer = site.session.put(f"{site.url}/hooks/shop", data=b"x", timeout=5)
     assert answer.status_code == 405
     assert "POST" in answer.headers["Allow"]
 
 
+@sqlite_is_enough
 def test_an_unknown_source_is_404(site: Site) -> None:
     assert site.session.post(f"{site.url}/hooks/nobody", data=b"{}", timeout=5).status_code == 404
 
@@ -139,6 +146,7 @@ def test_every_refusal_looks_the_same_and_leaves_only_a_count(site: Site) -> Non
     assert all(one.reason and "whsec" not in one.reason for one in site.store.refusals("shop"))
 
 
+@sqlite_is_enough
 def test_a_bug_in_a_check_proves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise KeyError("x")
@@ -155,6 +163,7 @@ def test_a_flood_of_refusals_keeps_the_last_200_and_counts_all(site: Site) -> No
     assert len(site.store.refusals("legacy")) == 200
 
 
+@sqlite_is_enough
 def test_a_body_over_the_limit_is_413_however_it_is_announced(site: Site) -> None:
     large = b'{"id": "' + b"x" * 70_000 + b'"}'
     assert site.post(site.signed("legacy", large)).status_code == 413
@@ -163,6 +172,7 @@ def test_a_body_over_the_limit_is_413_however_it_is_announced(site: Site) -> Non
     assert site.post(site.signed("legacy", fits)).status_code == 200
 
 
+@sqlite_is_enough
 def test_a_compressed_body_is_415(site: Site) -> None:
     request = site.signed("legacy", gzip.compress(b'{"id": "1"}'))
     for encoding in ("gzip", "GZIP", "identity, gzip", "br"):
@@ -172,6 +182,7 @@ def test_a_compressed_body_is_415(site: Site) -> None:
     assert site.post(plain).status_code == 200
 
 
+@sqlite_is_enough
 def test_what_cannot_be_stored_is_503_and_the_sender_keeps_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: NewInbound) -> Received:
         raise StoreUnavailable("The disk is full.")
@@ -188,6 +199,7 @@ def test_what_cannot_be_stored_is_503_and_the_sender_keeps_it(site: Site, monkey
 # --- the URL that is signed ------------------------------------------------------------------------------
 
 
+@sqlite_is_enough
 def test_the_signed_url_is_the_public_one_whatever_the_host_header_says(site: Site) -> None:
     event = [{"eventId": 1, "portalId": 2, "objectId": 3, "subscriptionType": "contact.creation", "occurredAt": 1}]
     request = site.signed("hubspot", json.dumps(event).encode(), path="/hooks/hubspot?a=%2F&b=%21")
@@ -248,12 +260,14 @@ def test_a_source_that_needs_a_token_takes_its_secret_url_only(site: Site) -> No
     assert site.post(site.signed("guarded", BODY, path=f"/hooks/guarded/{token}")).status_code == 200
 
 
+@sqlite_is_enough
 def test_a_token_does_not_stand_in_for_the_signature(site: Site) -> None:
     token = site.token("guarded")
     answer = site.session.post(f"{site.url}/hooks/guarded/{token}", data=BODY, timeout=5)
     assert answer.status_code == 401
 
 
+@sqlite_is_enough
 def test_a_token_of_one_source_is_nothing_to_another(site: Site) -> None:
     token = site.token("shop")
     assert site.post(site.signed("legacy", BODY, path=f"/hooks/legacy/{token}")).status_code == 401
