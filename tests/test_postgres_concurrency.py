@@ -257,6 +257,23 @@ def test_a_receipt_whose_day_gets_its_table_while_it_is_looked_for_has_its_paylo
     assert [one.body for one in found.result().inbounds] == [b"{}"]
 
 
+def test_a_receipt_that_arrives_while_its_day_gets_its_table_is_kept(
+    store: Store, database: psycopg.Connection[Any], migrated_postgres_url: str
+) -> None:
+    """It is told to go to the default partition, waits for that, and may no longer go there."""
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(migrated_postgres_url) as making:
+        making.execute("CREATE TABLE payload_20260302 (LIKE payload INCLUDING ALL)")
+        making.execute(
+            "ALTER TABLE payload ATTACH PARTITION payload_20260302"
+            " FOR VALUES FROM ('2026-03-02') TO ('2026-03-03')"
+        )
+        received = threads.submit(store.receive, [inbound("a")])
+        until(lambda: _count(database, WAITING) == 1, every_s=0.005)
+        making.commit()
+        assert not received.result()[0].duplicate
+    assert [one.body for one in store.work("crm", NOW, 10).inbounds] == [b"{}"]
+
+
 def test_many_processes_receive_the_same_events(store: Store, migrated_postgres_url: str) -> None:
     script = """
         import random, sys
