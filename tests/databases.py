@@ -5,6 +5,10 @@ Emptying takes a tenth of the time of making another one.
 
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
+import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -111,6 +115,34 @@ def readable(database: Database) -> bytes:
         tables = [sql.Identifier(row["relname"]) for row in connection.execute(_TABLES)]
         rows = [row for table in tables for row in connection.execute(sql.SQL("SELECT * FROM {}").format(table))]
     return b"\n".join(_bytes_of(value) for row in rows for value in row.values())
+
+
+_HEAD = """
+import os, sys
+from bridge.config import Environment
+from bridge.database import database_of
+from tests.store_contract import *
+store = database_of(Environment(database_url=sys.argv[1])).open(LANES, "web")
+"""
+
+
+def python(script: str, database: Database, *arguments: object) -> subprocess.Popen[str]:
+    """Start *script* in another process, where `store` is opened on *database*."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _HEAD + textwrap.dedent(script), url_of(database), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+def is_sound(database: Database) -> bool:
+    """Say whether a file is whole. A server sees to that itself."""
+    if not isinstance(database, SqliteDatabase):
+        return True
+    with closing(sqlite3.connect(database.path)) as connection:
+        return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 def _bytes_of(value: Any) -> bytes:

@@ -1,66 +1,41 @@
-"""The SQLite store keeps the contract, and what is promised of a file besides."""
+"""The SQLite store keeps the contract, and what is promised of a file besides; see `test_stores` for the rest."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sqlite3
 import stat
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
-from datetime import datetime, timedelta
-from itertools import pairwise
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 from sqlite_utils import Database
 
-from bridge import schedule
-from bridge.errors import LostLane, Permanent, Retryable, StoreUnavailable
-from bridge.lanes import deliver_lane, slot_of
-from bridge.model import Contact, Delivery, Outcome, Receipt, RecordKey, State, Version, iso
-from bridge.store.looking import Activity, BulkState, Queue
+from bridge.database import SqliteDatabase
+from bridge.errors import StoreUnavailable
+from bridge.model import Outcome, iso
+from bridge.store.looking import Activity, Queue
 from bridge.store.migrations.sqlite import MIGRATIONS
-from bridge.store.protocol import Filter, InboundResult, TargetStatus, Ticket
-from bridge.store.sql import retries
-from bridge.store.sql.database import Db
+from bridge.store.protocol import Filter, InboundResult
 from bridge.store.sqlite import SqliteStore
+from tests.databases import python
 from tests.store_contract import (
     JANE,
     LANES,
-    MAIL,
     MINUTE,
     NOW,
     SECOND,
     MakeStore,
     StoreContract,
-    claim,
     commit,
     contact,
-    delivery_of,
     fact,
     inbound,
-    numbered,
-    push,
-    want,
 )
-from tests.store_contract_looking import LookingContract, fail_all
+from tests.store_contract_looking import LookingContract
 
 
 @pytest.fixture
@@ -157,17 +132,6 @@ def test_an_erased_payload_is_overwritten_in_the_file(store: SqliteStore, path: 
     store.close()
     assert secret not in path.read_bytes()
     assert received.id == 1
-
-
-def test_an_erased_person_is_in_no_file_while_the_store_is_open(store: SqliteStore, path: Path) -> None:
-    secret = os.urandom(64)
-    [received] = store.receive([inbound("a", body=secret)])
-    done = [InboundResult(received.id, Outcome.PROCESSED)]
-    jane = contact(JANE, email="jane-of-the-hills@example.com")
-    commit(store, contacts=[jane], results=done, audit=[fact(inbound_id=received.id)])
-    commit(store, contacts=[Contact(JANE, erased=Version(NOW, "e9"))], erased=[JANE])
-    assert not found(path, secret)
-    assert not found(path, b"jane-of-the-hills")
 
 
 def test_what_is_forgotten_or_pruned_is_in_no_file_while_the_store_is_open(store: SqliteStore, path: Path) -> None:
@@ -307,59 +271,10 @@ def test_a_store_that_was_opened_before_a_fork(store: SqliteStore) -> None:
 # --- other processes -------------------------------------------------------------------------------------
 
 
-def python(script: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start *script* in another process, with the store's modules imported."""
-    head = "import os, sys; from tests.store_contract import *; from bridge.store.sqlite import SqliteStore\n"
-    command = [sys.executable, "-c", head + textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
-    )
+# --- lanes and plans -------------------------------------------------------------------------------------
 
 
-def test_a_writer_that_is_killed_in_a_transaction_leaves_nothing_of_it(store: SqliteStore, path: Path) -> None:
-    store.receive([inbound("before")])
-    writer = python(
-        """
-        store = SqliteStore(sys.argv[1], LANES)
-        store.receive([inbound("acknowledged")])
-        with store._file.writing() as db:
-            db.execute("UPDATE inbound SET reason = 'half done'")
-            print("in the middle", flush=True)
-            sys.stdin.read()
-        """,
-        path,
-    )
-    with writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "in the middle\n"
-        os.kill(writer.pid, signal.SIGKILL)
-    # Neither the file lock nor SQLite's own outlives the process.
-    store.receive([inbound("after")])
-    kept = store.inbound_page(Filter(), None, 10).items
-    assert [one.reason for one in kept] == ["", "", ""]
-    with raw(path) as db:
-        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-def test_what_was_acknowledged_survives_a_kill_at_any_moment(store: SqliteStore, path: Path) -> None:
-    writer = python(
-        """
-        store = SqliteStore(sys.argv[1], LANES)
-        for number in range(100_000):
-            print(store.receive([inbound(f"{number}", body=os.urandom(2000))])[0].id, flush=True)
-        """,
-        path,
-    )
-    with writer:
-        assert writer.stdout is not None
-        acknowledged = [int(writer.stdout.readline()) for _ in range(40)]
-        os.kill(writer.pid, signal.SIGKILL)
-        acknowledged += [int(line) for line in writer.stdout.read().split("\n")[:-1]]
-    stored = {one.id for one in store.inbound_page(Filter(), None, 100_000).items}
-    assert stored >= set(acknowledged)
-    assert all(one.body for one in store.work("crm", NOW, 1000).inbounds)
-    with raw(path) as db:
-        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+# --- other processes -------------------------------------------------------------------------------------
 
 
 def test_a_file_that_cannot_grow_refuses_and_keeps_what_it_took(store: SqliteStore, path: Path) -> None:
@@ -367,7 +282,6 @@ def test_a_file_that_cannot_grow_refuses_and_keeps_what_it_took(store: SqliteSto
         """
         import resource
         from bridge.errors import StoreUnavailable
-        store = SqliteStore(sys.argv[1], LANES)
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
         try:
             for number in range(10_000):
@@ -375,7 +289,7 @@ def test_a_file_that_cannot_grow_refuses_and_keeps_what_it_took(store: SqliteSto
         except StoreUnavailable as error:
             print(error)
         """,
-        path,
+        SqliteDatabase(path),
     )
     printed, _ = writer.communicate(timeout=60)
     *acknowledged, last = printed.splitlines()
@@ -384,33 +298,7 @@ def test_a_file_that_cannot_grow_refuses_and_keeps_what_it_took(store: SqliteSto
     assert stored == {int(one) for one in acknowledged}
 
 
-def test_writers_of_several_processes_all_get_their_turn(store: SqliteStore, path: Path) -> None:
-    script = """
-        store = SqliteStore(sys.argv[1], LANES)
-        for number in range(50):
-            store.receive([inbound(f"{sys.argv[2]}-{number}"), inbound(f"shared-{number}")])
-            store.take_turn("mail", 1.0, 30, NOW)
-        """
-    writers = [python(script, path, name) for name in "abc"]
-    for writer in writers:
-        writer.communicate(timeout=60)
-        assert writer.returncode == 0
-    assert store.health(NOW).inbound == {"accepted": 200, "duplicate": 100}
-    assert store.take_turn("mail", 1.0, 30, NOW) == 1.0
-
-
-# --- lanes and plans -------------------------------------------------------------------------------------
-
-
-def test_contacts_are_dealt_out_anew_when_the_number_of_lanes_changes(store: SqliteStore, path: Path) -> None:
-    keys = list(numbered(30))
-    commit(store, *(want(key, "sms") for key in keys))
-    with closing(SqliteStore(path, {"sms": 3})) as wider:
-        tickets = [wider.acquire(deliver_lane("sms", number), "b", NOW) for number in range(3)]
-        for number, ticket in enumerate(tickets):
-            mine = {key for key in keys if slot_of(key) % 3 == number}
-            assert {claim(wider, ticket).key for _ in mine} == mine
-            assert wider.claim(ticket, NOW) is None
+# --- questions -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -457,89 +345,6 @@ def test_frequent_questions_read_no_more_than_they_answer(
         plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", ["?"] * statement.count("?"))]
     assert len(plan) == 1  # and nothing is sorted
     assert f"INDEX {index}" in plan[0]
-
-
-def test_counts_are_exact_after_any_change(store: SqliteStore, path: Path) -> None:
-    commit(store, *(want(key) for key in numbered(20)))
-    ticket = store.acquire(MAIL, "a", NOW)
-    for _ in range(5):
-        claimed = claim(store, ticket)
-        push(store, ticket, claimed, f"T{claimed.key.source_id}")
-    store.pause("mail", "", "ann", NOW)
-    store.resume("mail", "ann", NOW)
-    with raw(path) as db:
-        counted = db.execute("SELECT target, state, count(*) FROM delivery GROUP BY target, state").fetchall()
-    assert store.health(NOW).deliveries == {(target, state): n for target, state, n in counted}
-
-
-def test_very_many_deliveries_are_held_and_resumed_in_slices(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bridge.store.sql.store.SLICE", 3)
-    commit(store, *(want(key) for key in numbered(10)))
-    store.hold("mail", "The key is refused.", NOW, NOW + MINUTE)
-    assert store.health(NOW).deliveries == {("mail", "held"): 10}
-    store.pause("mail", "moving house", "ann", NOW)
-    assert all("moving house" in one.reason for one in store.delivery_page(Filter(), None, 20).items)
-    store.resume("mail", "ann", NOW)
-    assert store.health(NOW).deliveries == {("mail", "pending"): 10}
-    assert store.target_status("mail").mode == "open"
-
-
-def test_very_many_deliveries_are_retried_and_called_off_in_slices(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bridge.store.sql.store.SLICE", 3)
-    keys = fail_all(store, 10)
-    bulk_id = store.start_bulk(Filter(), "all", "ann", NOW)
-    commit(store, *(replace(want(key), again=True) for key in keys[:5]), decided=keys[:5])
-    assert store.health(NOW).deliveries == {("mail", "failed"): 5, ("mail", "pending"): 5}
-    assert store.cancel_bulk(bulk_id, "ann", NOW)
-    assert store.health(NOW).deliveries == {("mail", "failed"): 10}
-    bulk = store.bulk(bulk_id, NOW)
-    assert bulk is not None
-    assert (bulk.total, bulk.states, bulk.undecided) == (10, {"failed": 10}, 0)
-
-
-def test_a_retry_that_was_cut_short_is_of_what_it_came_to(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bridge.store.sql.store.SLICE", 3)
-    fail_all(store, 10)
-    take_some, slices = retries.take_some, iter(range(2))
-
-    def take_two(*given: Any) -> None:
-        if next(slices, None) is None:
-            raise KeyboardInterrupt
-        take_some(*given)
-
-    monkeypatch.setattr(retries, "take_some", take_two)
-    with pytest.raises(KeyboardInterrupt):
-        store.start_bulk(Filter(), "all", "ann", NOW)
-    [bulk] = store.bulks(NOW)
-    assert (bulk.state, bulk.total, bulk.undecided) == (BulkState.RUNNING, 6, 6)
-    assert len(store.work("crm", NOW, 20).replays) == 6
-    assert store.cancel_bulk(bulk.id, "ann", NOW)
-    assert store.work("crm", NOW, 20).replays == frozenset()
-
-
-def test_a_retry_that_is_called_off_while_it_begins_takes_no_more(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bridge.store.sql.store.SLICE", 3)
-    fail_all(store, 10)
-    take_some, slices = retries.take_some, iter(range(4))
-
-    def cancel_after_one(db: Db, bulk_id: int, *given: Any) -> None:
-        take_some(db, bulk_id, *given)
-        if next(slices) == 0:
-            retries.end(db, b"", bulk_id, retries.put_back_some(db, bulk_id, {}, NOW, 3), "bob", NOW)
-
-    monkeypatch.setattr(retries, "take_some", cancel_after_one)
-    store.start_bulk(Filter(), "all", "ann", NOW)
-    [bulk] = store.bulks(NOW)
-    assert (bulk.state, bulk.total, bulk.states, bulk.undecided) == (BulkState.CANCELLED, 3, {"failed": 3}, 0)
-    assert store.work("crm", NOW, 20).replays == frozenset()
 
 
 def test_what_was_there_before_totals_and_terms_were_kept_is_counted_and_found(path: Path) -> None:
@@ -594,210 +399,3 @@ def test_what_was_there_before_totals_and_terms_were_kept_is_counted_and_found(p
         # What is changed from now on is told apart from what was found in the migration.
         commit(store, contacts=[contact(JANE, email="new@example.com")])
         assert store.contact_page(Filter(q="smith"), None, 5).items == []
-
-
-def test_an_erased_person_is_in_no_file_however_many_there_are(store: SqliteStore, path: Path) -> None:
-    keys = list(numbered(400))
-    commit(
-        store,
-        contacts=[contact(key, email=f"person{key.source_id}@hills{key.source_id}.example") for key in keys],
-    )
-    gone = keys[100:140]
-    for key in gone:
-        commit(store, contacts=[Contact(key, erased=Version(NOW, "e9"))], erased=[key])
-    for key in gone:
-        assert not found(path, f"person{key.source_id}@hills".encode())
-        assert not found(path, f"hills{key.source_id}.example".encode())
-    assert found(path, b"hills200.example")
-
-
-# --- properties ------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    rate=st.floats(0.1, 50),
-    burst=st.integers(1, 20),
-    steps=st.lists(st.tuples(st.integers(-80, 2000), st.integers(1, 4)), max_size=60),
-)
-def test_no_window_of_time_has_more_turns_than_the_rate_allows(
-    store: SqliteStore, rate: float, burst: int, steps: list[tuple[int, int]]
-) -> None:
-    with store._file.writing() as db:
-        db.execute("DELETE FROM quota")
-    now = NOW
-    latest = NOW + timedelta(milliseconds=steps[0][0] if steps else 0)
-    taken: list[tuple[datetime, int]] = []
-    for pause_ms, count in steps:
-        now += timedelta(milliseconds=pause_ms)
-        latest = max(latest, now)
-        count = min(count, burst)
-        wait_s = store.take_turn("mail", rate, burst, now, count)
-        if wait_s == 0:
-            taken.append((latest, count))
-        else:
-            # Whoever waits as long as told gets his turn, if nobody comes before.
-            assert 0 < wait_s <= count / rate + (latest - now).total_seconds() + 0.001
-    for start in range(len(taken)):
-        for end in range(start, len(taken)):
-            window_s = (taken[end][0] - taken[start][0]).total_seconds()
-            assert sum(count for _, count in taken[start : end + 1]) <= burst + rate * window_s + 1e-6
-
-
-PEOPLE = [RecordKey("crm", str(number)) for number in range(4)]
-
-
-class Pushing(RuleBasedStateMachine):
-    """Decisions, pushes, pauses and takeovers in any order.
-
-    Whatever happens: one push at a time for each contact, only by the newest runner, and in the end every target
-    contact is what was wanted last.
-    """
-
-    folder: Path
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.path = self.folder / f"{id(self)}.db"
-        self.store = SqliteStore(self.path, {"mail": 1}, pragmas={"secure_delete": "OFF"})
-        self.store.migrate()
-        self.now = NOW
-        self.wanted: dict[RecordKey, str] = {}
-        self.at_target: dict[RecordKey, str] = {}
-        self.under_way: list[tuple[Ticket, Delivery]] = []
-        self.ticket: Ticket
-
-    @initialize()
-    def begin(self) -> None:
-        self.ticket = self.store.acquire(MAIL, "first", self.now)
-
-    def teardown(self) -> None:
-        self.settle()
-        self.store.close()
-        for file in self.path.parent.glob(f"{self.path.name}*"):
-            file.unlink()
-
-    @rule(seconds=st.integers(0, 600))
-    def time_passes(self, seconds: int) -> None:
-        self.now += seconds * SECOND
-
-    @rule(key=st.sampled_from(PEOPLE), value=st.sampled_from("abc"))
-    def something_is_wanted(self, key: RecordKey, value: str) -> None:
-        self.wanted[key] = value
-        commit(self.store, want(key, name=value), now=self.now)
-
-    @rule()
-    def one_is_claimed(self) -> None:
-        claimed = self.store.claim(self.ticket, self.now)
-        if claimed is not None:
-            assert all(other.key != claimed.key for ticket, other in self.under_way if ticket == self.ticket)
-            self.under_way.append((self.ticket, claimed))
-
-    @precondition(lambda self: self.under_way)
-    @rule(data=st.data(), ends=st.sampled_from(["taken", "refused", "later"]))
-    def one_ends(self, data: st.DataObject, ends: str) -> None:
-        number = data.draw(st.integers(0, len(self.under_way) - 1))
-        ticket, claimed = self.under_way.pop(number)
-        if ticket != self.ticket:
-            with pytest.raises(LostLane):
-                self.finish(ticket, claimed, ends)
-            return
-        finished = self.finish(ticket, claimed, ends)
-        assert finished.state is not State.SENDING
-        assert finished == delivery_of(self.store, claimed.key)
-
-    def finish(self, ticket: Ticket, claimed: Delivery, ends: str) -> Delivery:
-        if ends == "later":
-            trouble = Retryable("The platform has trouble.")
-            error = Permanent("It does not fit.") if self.now.second % 7 == 0 else trouble
-            return self.store.finish(
-                ticket,
-                claimed,
-                lambda row: schedule.failed(
-                    row or claimed, claimed, error, held=self.status, now=self.now, draw=0.5
-                ),
-                None,
-            )
-        if ends == "refused":
-            return self.store.finish(
-                ticket,
-                claimed,
-                lambda row: schedule.superseded(row or claimed, held=self.status, now=self.now),
-                None,
-            )
-        fields = claimed.desired.fields if claimed.desired else {}
-        taken = Receipt("updated", f"T{claimed.key.source_id}", fields)
-        finished = self.store.finish(
-            ticket,
-            claimed,
-            lambda row: schedule.succeeded(row or claimed, claimed, taken, held=self.status, now=self.now),
-            None,
-        )
-        self.at_target[claimed.key] = str(fields["name"])
-        return finished
-
-    @property
-    def status(self) -> TargetStatus:
-        return self.store.target_status("mail")
-
-    @rule()
-    def another_runner_takes_over(self) -> None:
-        self.ticket = self.store.acquire(MAIL, "next", self.now)
-
-    @rule(pause=st.booleans())
-    def the_target_is_paused_or_resumed(self, pause: bool) -> None:
-        if pause:
-            self.store.pause("mail", "", "ann", self.now)
-        else:
-            self.store.resume("mail", "ann", self.now)
-
-    @invariant()
-    def sending_is_what_the_newest_runner_has(self) -> None:
-        page = self.store.delivery_page(Filter(state="sending"), None, 10)
-        assert {one.key for one in page.items} == {
-            one.key for ticket, one in self.under_way if ticket == self.ticket
-        }
-
-    @invariant()
-    def nothing_is_held_by_an_open_target_or_due_at_a_closed_one(self) -> None:
-        states = {one.state for one in self.store.delivery_page(Filter(), None, 10).items}
-        if self.status.mode == "open":
-            assert State.HELD not in states
-        else:
-            assert not states & {State.PENDING, State.RETRYING}
-
-    def settle(self) -> None:
-        """Let everything end well, and look whether the target holds what was wanted last."""
-        self.store.resume("mail", "ann", self.now)
-        self.ticket = self.store.acquire(MAIL, "last", self.now)
-        self.store.replay(self.now, "ann", keys=list(self.wanted))
-        for key, value in self.wanted.items():
-            commit(self.store, replace(want(key, name=value), again=True), now=self.now)
-        while (due := self.store.next_due(MAIL)) is not None:
-            self.now = max(self.now, due)
-            claimed = self.store.claim(self.ticket, self.now)
-            assert claimed is not None
-            self.finish(self.ticket, claimed, "taken")
-        assert self.at_target == self.wanted
-        states = {one.state for one in self.store.delivery_page(Filter(), None, 10).items}
-        assert states <= {State.SYNCED}
-
-
-def test_pushes_in_any_order_keep_to_one_at_a_time(tmp_path: Path) -> None:
-    class Here(Pushing):
-        folder = tmp_path
-
-    run_state_machine_as_test(Here, settings=settings(max_examples=15, stateful_step_count=25, deadline=None))
-
-
-def test_cursors_follow_the_order_of_equal_moments(store: SqliteStore) -> None:
-    commit(store, audit=[fact(at=NOW + (number // 3) * SECOND) for number in range(10)])
-    cursor, moments = None, []
-    while True:
-        page = store.audit_page(Filter(), cursor, 1)
-        moments += [(iso(one.at), one.id or 0) for one in page.items]
-        if (cursor := page.next) is None:
-            break
-    assert len(moments) == 10
-    assert all(first > second for first, second in pairwise(moments))
-    assert moments[-1][0] == iso(NOW)
