@@ -33,8 +33,9 @@ _LAST = """
 SELECT {t}.{moment} AS moment, {t}.id AS id FROM {table} {t}
 WHERE {drive} ORDER BY {t}.{moment} {order}, {t}.id {order} LIMIT 1 OFFSET ?
 """
+# Not with EXISTS: for several rows, PostgreSQL would go through all contacts once rather than look each up.
 _OF_CONTACT = """
-EXISTS (SELECT 1 FROM contact c WHERE c.source = {alias}.source AND c.source_id = {alias}.source_id AND ({term}))
+(SELECT {term} FROM contact c WHERE c.source = {alias}.source AND c.source_id = {alias}.source_id)
 """
 
 MOST_HITS = 1000  # contacts that a text finds; a text that finds more is so frequent that newest rows have it
@@ -97,6 +98,8 @@ def page(
 
 def rows_at(db: Db, table: Table, select: str, places: Sequence[Place]) -> list[Row]:
     """Return the whole rows of *places*, in their order."""
+    if not places:
+        return []
     ids = [row_id for _, row_id in places]
     rows = db.execute(f"{select} WHERE {ONE_OF.format(id=f'{table.alias}.id')}", (db.array(ids),)).fetchall()
     by_id = {row["id"]: row for row in rows}

@@ -185,7 +185,7 @@ def heard(db: Db, source: str, since: datetime, until: datetime) -> list[Histogr
 
 
 _HEARD = (
-    "SELECT bucket, sum(n) AS n FROM activity WHERE step = ? AND bucket >= ? AND bucket < ? AND kind = ?"
+    "SELECT bucket, sum(n) AS n FROM activity_parts WHERE step = ? AND bucket >= ? AND bucket < ? AND kind = ?"
     " AND source = ? GROUP BY bucket"
 )
 
@@ -240,10 +240,11 @@ def _times(rows: Iterable[Row], bounds_ms: Sequence[int]) -> list[Latency]:
 _SUMMED = """
 SELECT kind, outcome, source, target, error, status, sum(n) AS n, sum(calls) AS calls,
   sum(duration_ms) AS duration_ms
-FROM activity WHERE {conditions} GROUP BY kind, outcome, source, target, error, status
+FROM activity_parts WHERE {conditions} GROUP BY kind, outcome, source, target, error, status
 """
 _BARS = """
-SELECT bucket - (bucket - ?) % ? AS start, outcome, sum(n) AS n FROM activity WHERE {conditions} GROUP BY 1, 2
+SELECT bucket - (bucket - ?) % ? AS start, outcome, sum(n) AS n FROM activity_parts
+WHERE {conditions} GROUP BY 1, 2
 """
 
 
@@ -324,4 +325,4 @@ def outlook(db: Db, narrowed: Filter, names: Sequence[str]) -> tuple[int | None,
     return most, min(counts, key=lambda name: counts[name], default=None)
 
 
-_ENTRIES_EVER = "SELECT * FROM activity WHERE step = ? AND kind NOT IN (?, ?)"
+_ENTRIES_EVER = "SELECT * FROM activity_parts WHERE step = ? AND kind NOT IN (?, ?)"
