@@ -6,15 +6,14 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
+from bridge.database import Database
 from bridge.errors import StoreUnavailable
 from bridge.store import group_commit
 from bridge.store.group_commit import GroupCommit
 from bridge.store.protocol import NewInbound, Received, Refusal
-from bridge.store.sqlite import SqliteStore
 from tests.store_contract import LANES, NOW, in_threads, inbound
 
 PATIENCE_S = 10.0
@@ -230,9 +229,8 @@ def test_closing_what_never_began(writes: Writes) -> None:
     assert GroupCommit(writes.receive, writes.refuse).close()
 
 
-def test_it_works_in_a_process_that_was_forked(tmp_path: Path) -> None:
-    with closing(SqliteStore(tmp_path / "bridge.db", LANES)) as store:
-        store.migrate()
+def test_it_works_in_a_process_that_was_forked(database: Database) -> None:
+    with closing(database.open(LANES, "web")) as store:
         with closing(GroupCommit(store.receive, store.refuse)) as group:
             group.receive(inbound("parent"))
             child = os.fork()
@@ -248,9 +246,8 @@ def test_it_works_in_a_process_that_was_forked(tmp_path: Path) -> None:
         assert store.health(NOW).inbound == {"accepted": 3}
 
 
-def test_every_receipt_of_many_threads_is_in_the_store(tmp_path: Path) -> None:
-    with closing(SqliteStore(tmp_path / "bridge.db", LANES)) as store:
-        store.migrate()
+def test_every_receipt_of_many_threads_is_in_the_store(database: Database) -> None:
+    with closing(database.open(LANES, "web")) as store:
         with closing(GroupCommit(store.receive, store.refuse)) as group:
             got = in_threads(lambda number: [group.receive(inbound(f"{number}-{n}")).id for n in range(20)], 16)
         ids = {one for received in got for one in received}

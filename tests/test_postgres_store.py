@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
-from itertools import count
 
 import pytest
 
 from bridge.store.postgres import PostgresStore
-from tests.postgres import PostgresServer
+from tests.databases import Emptied
 from tests.store_contract import LANES, MakeStore, StoreContract
 from tests.store_contract_looking import LookingContract
 
 
-@pytest.fixture(scope="session")
-def template(postgres_server: PostgresServer) -> str:
-    with closing(PostgresStore(postgres_server.create_database("template_store"), LANES)) as store:
-        store.migrate()
-    return "template_store"
-
-
 @pytest.fixture
-def migrated_postgres_url(postgres_server: PostgresServer, template: str) -> Iterator[str]:
-    name = f"store_{next(_numbers)}"
-    yield postgres_server.create_database(name, template)
-    postgres_server.drop_database(name)
-
-
-_numbers = count()
-
-
-@pytest.fixture
-def opened(migrated_postgres_url: str) -> Iterator[MakeStore]:
+def opened(emptied_postgres: Emptied) -> Iterator[MakeStore]:
+    url = emptied_postgres().url
     stores: list[PostgresStore] = []
 
     def make() -> PostgresStore:
-        store = PostgresStore(migrated_postgres_url, LANES)
+        store = PostgresStore(url, LANES)
         stores.append(store)
         return store
 
