@@ -1,4 +1,4 @@
-"""Deployed on PostgreSQL as docs/deploying.md says: two of each from the Procfile, a rolling restart, backups, files."""
+"""Deployed on PostgreSQL as docs/deploying.md says: two of each, a rolling restart, backups, the files."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from bridge.database import CONNECTIONS, CONNECTIONS_OF_A_COMMAND, PostgresDatab
 from bridge.engine import patience
 from bridge.engine.queued import POLL_S, RECOVER_S, STALLED_S
 from bridge.store.migrations.postgres import OLDEST_SERVER
+from bridge.store.postgres import PostgresStore
 from bridge.supervisor import USAGE
 from bridge.worker import KEYS_KEPT
 from tests.cluster import NOON, PATIENCE_S, PEOPLE, Answer, Stream, assert_all_arrived, at_rest, start_cluster
@@ -88,7 +89,7 @@ class Place:
 @pytest.fixture
 def place(platforms: Platforms, postgres_url: str, tmp_path: Path) -> Place:
     platforms.forget()
-    config_path = platforms.write_config(tmp_path)
+    config_path = platforms.write_config(tmp_path, settle_s=1)
     environ = {
         **platforms.environ,
         "BRIDGE_CONFIG": str(config_path),
@@ -262,7 +263,8 @@ def test_a_backup_made_while_bridge_runs_is_restored_elsewhere(
 ) -> None:
     programs = programs_of_postgresql()
     back_up, restore = typed(OPERATING)
-    assert place.run(sys.executable, "-m", "bridge", "migrate").returncode == 0
+    with contextlib.closing(PostgresStore(place.url, {})) as store:
+        store.migrate()
     elsewhere = postgres_server.create_database(f"{place.url.rpartition('/')[2]}_restored")
     environ = {**place.environ, "PATH": f"{programs}:{place.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     config = load(place.config_path, place.environ)
