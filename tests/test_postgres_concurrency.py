@@ -24,9 +24,9 @@ import psycopg
 import pytest
 
 from bridge import schedule
-from bridge.errors import Ambiguous, LostLane, Permanent
+from bridge.errors import Ambiguous, LostLane, Permanent, Superseded
 from bridge.lanes import deliver_lane
-from bridge.model import Contact, Delivery, Exchange, Outcome, RecordKey, State, Version, Want
+from bridge.model import Contact, Delivery, Desired, Exchange, Outcome, RecordKey, State, Version, Want
 from bridge.store.looking import BulkState
 from bridge.store.postgres import PostgresStore
 from bridge.store.postgres.database import PostgresDb
@@ -883,6 +883,22 @@ def test_the_quota_is_never_exceeded_whoever_asks_and_by_whatever_clock(store: S
 
     # What the bucket holds, and what came in between the earliest and the latest moment.
     assert 10 <= sum(in_threads(take, 4)) <= 10 + 4
+
+
+def test_newer_state_that_arrives_while_a_turn_is_waited_for_stops_the_push(
+    store: Store, other: Store, migrated_postgres_url: str, database: psycopg.Connection[Any]
+) -> None:
+    commit(store, want())
+    claimed = claim(other, other.acquire(MAIL, "b", NOW))
+    assert other.take_turn("mail", 1.0, 10, NOW, claimed=claimed) == 0
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(migrated_postgres_url) as taking:
+        taking.execute("SELECT * FROM quota FOR UPDATE")
+        turn = threads.submit(other.take_turn, "mail", 1.0, 10, NOW, claimed=claimed)
+        until(lambda: _count(database, WAITING) == 1, every_s=0.005)
+        commit(store, Want("mail", JANE, Desired(opt_out=True)))
+        taking.commit()
+        with pytest.raises(Superseded):
+            turn.result()
 
 
 # --- people ----------------------------------------------------------------------------------------------

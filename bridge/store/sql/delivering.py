@@ -231,9 +231,9 @@ class _Bucket:
 
 
 def take_turn(db: Db, quota: Quota, now: datetime, count: int, claimed: Delivery | None) -> float:
-    if claimed is not None:
-        _check_revision(db, claimed)
     bucket = _bucket(_locked(db, quota.target), quota, now)
+    if claimed is not None:
+        _check_revision(db, claimed)  # after whoever was waited for
     pause_s = bucket.pause_s(quota, count)
     if pause_s == 0:
         db.execute(
