@@ -452,8 +452,8 @@ def test_fly_toml(monkeypatch: pytest.MonkeyPatch) -> None:
         assert copied == "bridge.toml" or (ROOT / copied).exists()
 
 
-def test_render_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = re.sub(r" +#.*", "", (ROOT / "render.yaml").read_text())
+def test_render_with_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = re.sub(r" +#.*", "", (DEPLOY / "render-disk.yaml").read_text())
     told = dict(re.findall(r"^ +(?:- )?(\w+): (.+)$", text, re.MULTILINE))
     variables = dict(re.findall(r"- key: (\w+)\n +(\w+: .*)", text))
     assert serves(told["startCommand"])
