@@ -13,13 +13,14 @@ import pytest
 import requests
 
 from bridge.config import Config, load
+from bridge.database import Database
 from bridge.model import RecordKey
-from bridge.store.sqlite import SqliteStore
+from tests.databases import url_of
 from tests.platforms import Platforms, person, serve_platforms, signed, webhook
 from tests.processes import Processes, start_processes, until
 
 PEOPLE = 12
-KILLS = 12
+KILLS = 8
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
@@ -69,11 +70,15 @@ def platforms() -> Iterator[Platforms]:
         yield served
 
 
-def test_killed_at_random_moments_nothing_acknowledged_is_lost(platforms: Platforms, tmp_path: Path) -> None:
+def test_killed_at_random_moments_nothing_acknowledged_is_lost(
+    platforms: Platforms, database: Database, tmp_path: Path
+) -> None:
+    platforms.forget()
     chance = random.Random(20261122)
     path = platforms.write_config(tmp_path, settle_s=1)
     config = load(path, platforms.environ)
-    with start_processes(path, platforms.environ) as processes:
+    environ = {**platforms.environ, "DATABASE_URL": url_of(database)}
+    with start_processes(path, environ) as processes:
         with Stream(config, processes.url) as stream:
             for _ in range(KILLS):
                 role = chance.choice(["web", "worker", "worker"])
@@ -91,7 +96,7 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost(platforms: Platfo
             number = int(name.removeprefix("Ana "))
             assert stream.taken[who] <= number <= stream.sent[who]
     assert b"Traceback" not in processes.log_path.read_bytes()
-    acknowledged(tmp_path, config, stream)
+    acknowledged(database, config, stream)
 
 
 def at_rest(processes: Processes) -> bool:
@@ -112,9 +117,9 @@ def sms_name(platforms: Platforms, who: int) -> str:
     return str(held["firstName"])
 
 
-def acknowledged(folder: Path, config: Config, stream: Stream) -> None:
+def acknowledged(database: Database, config: Config, stream: Stream) -> None:
     """Assert that the database itself holds the newest of what was acknowledged, and is sound."""
-    store = SqliteStore(folder / "bridge.db", {name: one.lanes for name, one in config.targets.items()})
+    store = database.open({name: one.lanes for name, one in config.targets.items()}, "web")
     try:
         for who in range(PEOPLE):
             key = RecordKey("shop", person(who)["id"])
