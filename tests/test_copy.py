@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from tests.postgres import PostgresServer
 from tests.stage import FAILED, SYNCED, Template, source_id
 from tests.store_contract import all_pages, inbound
 
-NOW = datetime(2026, 3, 2, 10, 11, 12, 345678, tzinfo=UTC)
+NOW = utc_now() - timedelta(days=20)
 NOT_PLAIN = "a\ttab, a\nline, a \\ and \\N, \b\f\r\v\x01\x7f, \u00e9\u4e2d\U0001f600 and nothing: "
 ON_DAYS = [NOW - timedelta(days=days) for days in (3, 2, 0)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import date, timedelta
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
@@ -75,7 +75,7 @@ def copy(path: Path, url: str, tell: Tell = lambda step, done, total: None) -> C
             _require_unchanged_since(before, state)
             return Copied(before.finished_at, 0)
         mark = _begun(target, before, source.salt, state)
-        _make_days(source, target)
+        target.make_days(_days(source))
         resumed = mark == before
         mark, rows = _copy_all(source, target, mark, tell)
         _require_unchanged(path, source, state)
@@ -138,11 +138,11 @@ def _begun(target: Target, before: Mark | None, salt: bytes, state: str) -> Mark
 # --- copying ---------------------------------------------------------------------------------------------
 
 
-def _make_days(source: Source, target: Target) -> None:
-    """Prepare a partition for each day, so that old days can go whole later."""
+def _days(source: Source) -> Sequence[date]:
+    """Return the days of which there is something, and those that the store prepares itself."""
     today = utc_now().date()
-    first = source.first_day() or today
-    target.make_days(max(first, today - OLDEST_DAY), today + timedelta(days=DAYS_AHEAD))
+    coming = [today + timedelta(days=days) for days in range(DAYS_AHEAD + 1)]
+    return [day for day in sorted({*source.days(), *coming}) if today - OLDEST_DAY <= day <= coming[-1]]
 
 
 def _copy_all(source: Source, target: Target, mark: Mark, tell: Tell) -> tuple[Mark, int]:

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -77,15 +77,24 @@ class Source:
         [(count,)] = self._rows(f"SELECT count(*) FROM {part.origin}")  # noqa: S608 - names of ours
         return int(count)
 
-    def first_day(self) -> date | None:
-        """Return the oldest day that payloads or event keys are of."""
-        [(oldest,)] = self._rows(
-            "SELECT min(day) FROM (SELECT substr(min(created_at), 1, 10) AS day FROM payload"
-            " UNION ALL SELECT min(day) FROM temp.earlier_use"
-            " UNION ALL SELECT substr(i.received_at, 1, 10) FROM inbound i"
-            " WHERE i.id = (SELECT min(k.inbound_id) FROM event_key k))"
+    def days(self) -> set[date]:
+        """Return the days that payloads or event keys are of."""
+        [(oldest_key,)] = self._rows(
+            "SELECT coalesce((SELECT received_at FROM inbound WHERE id = (SELECT min(inbound_id) FROM event_key)), '9')"
         )
-        return None if oldest is None else date.fromisoformat(oldest)
+        earlier = {date.fromisoformat(row[0]) for row in self._rows("SELECT DISTINCT day FROM temp.earlier_use")}
+        return {
+            *earlier,
+            *self._days("SELECT min(created_at) FROM payload WHERE created_at >= ?", ""),
+            *self._days("SELECT min(received_at) FROM inbound WHERE received_at >= ?", oldest_key),
+        }
+
+    def _days(self, next_of: str, after: str) -> Iterator[date]:
+        """Yield each day of moments from *after* on; with an index, that looks at one row of each day."""
+        while (moment := self._rows(next_of, (after,)).fetchone()[0]) is not None:
+            day = date.fromisoformat(moment[:10])
+            yield day
+            after = (day + timedelta(days=1)).isoformat()
 
     def lines(
         self, part: Part, columns: Columns, after: Sequence[Any] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -93,8 +93,10 @@ class Target:
             for table, trigger in _APPEND_ONLY.items():
                 self._connection.execute(f"ALTER TABLE {table} ENABLE TRIGGER {trigger}")
 
-    def make_days(self, first: date, last: date) -> None:
-        make_days(self._connection, first, last)
+    def make_days(self, days: Iterable[date]) -> None:
+        """Prepare a partition for each of *days*, so that old ones can go whole later."""
+        for day in days:
+            make_days(self._connection, day, day)
 
     def write(self, part: Part, columns: Columns, lines: Sequence[str], before: Mark, after: Mark) -> None:
         """Add rows and remember how far that is, in one transaction."""
