@@ -184,6 +184,11 @@ def post(session: requests.Session, processes: Processes, request: InboundReques
     assert answer.status_code == 200, answer.text
 
 
+def ready(processes: Processes) -> bool:
+    """Say whether the worker has begun: what it takes to start is not what is measured."""
+    return processes.session.get(f"{processes.url}/readyz", timeout=2).ok
+
+
 def idle(processes: Processes) -> bool:
     """Say whether nothing is unprocessed, due or under way."""
     unprocessed = processes.api("/inbound?outcome=accepted&limit=1")["items"]
@@ -206,6 +211,7 @@ def burst(platforms: Platforms, folder: Path, webhooks: int = 5000, people: int 
         names = [only] if only else list(platforms.fakes)
         with bridge(platforms, folder, "web", "worker", only=only) as (config, processes):
             wires = distinct(config, webhooks, processes.port, people=people)
+            until(lambda: ready(processes), what="the worker")
             roots = {"web": processes.running["web"].pid, "worker": processes.running["worker"].pid}
             before = {role: cpu_s(pid) for role, pid in roots.items()} | {"fakes and sender": time.process_time()}
             started = time.monotonic()
@@ -217,8 +223,9 @@ def burst(platforms: Platforms, folder: Path, webhooks: int = 5000, people: int 
             pushes = attempts(processes)
         assert {name: platforms.counts()[name] for name in names} == dict.fromkeys(names, people)
         print(
-            f"burst: {webhooks:,} webhooks over {people} contacts into {', '.join(names)}: acknowledged in "
-            f"{sent.seconds:.1f} s, converged in {seconds:.1f} s, {webhooks / seconds:,.0f} webhooks/s (aim 1,000)"
+            f"burst: {webhooks:,} webhooks over {people} contacts into {described(config, names)}: "
+            f"acknowledged in {sent.seconds:.1f} s, converged in {seconds:.1f} s, "
+            f"{webhooks / seconds:,.0f} webhooks/s (aim 1,000)"
         )
         spent = (f"{who} {after[who] - before[who]:.1f}" for who in before)
         print(f"  processor time in s: {', '.join(spent)}")
@@ -227,6 +234,12 @@ def burst(platforms: Platforms, folder: Path, webhooks: int = 5000, people: int 
             print(f"  {name:10} {each:.2f} pushes a contact (aim 1.1), {calls:.1f} HTTP calls a contact")
         parts = ", ".join(f"{role} {mb:.0f}" for role, mb in sorted(memory.items()))
         print(f"  memory: {sum(memory.values()):.0f} MB resident in all processes (aim 150): {parts}")
+
+
+def described(config: Config, names: Sequence[str]) -> str:
+    """Return the targets with what decides how many pushes they take at a time."""
+    targets = (config.targets[name] for name in names)
+    return ", ".join(f"{one.name} ({one.type.title}, lanes: {one.lanes})" for one in targets)
 
 
 def attempts(processes: Processes) -> dict[str, int]:
