@@ -60,31 +60,21 @@ def run(folder: Path, sizes: Sequence[int] = SIZES) -> None:
             store.close()
 
 
-def measure(
-    ask: Question,
-    stores: Mapping[int, Store],
-    *,
-    rounds: int = ROUNDS,
-    settled: int = ROUNDS,
-    longest_s: float = 60.0,
-) -> dict[int, tuple[float, int]]:
+def measure(ask: Question, stores: Mapping[int, Store]) -> dict[int, tuple[float, int]]:
     """Return the least time in ms and the rows of the answer at each size.
 
-    The sizes take turns, and the least (of the last *settled* rounds) is what a machine takes that does nothing
-    else meanwhile. A size that takes longer than *longest_s* altogether is left out of further rounds.
+    The sizes take turns, and the least is what a machine takes that does nothing else meanwhile.
     """
     times: dict[int, list[float]] = {size: [] for size in stores}
     found: dict[int, int] = {}
-    for number in range(rounds + 1):
+    for number in range(ROUNDS + 1):
         for size, store in stores.items():
-            if sum(times[size]) > longest_s * 1000:
-                continue
             started = time.perf_counter()
             answer = ask(store, size)
             if number:  # the first time warms up
                 times[size].append((time.perf_counter() - started) * 1000)
             found[size] = len(answer.items) if isinstance(answer, Page) else 0
-    return {size: (min(taken[-settled:]), found[size]) for size, taken in times.items()}
+    return {size: (min(taken), found[size]) for size, taken in times.items()}
 
 
 def print_times(name: str, measured: Mapping[int, tuple[float, int]]) -> None:

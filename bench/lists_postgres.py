@@ -15,14 +15,17 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import count, islice
+from pathlib import Path
 from typing import IO, Any
 
 import psycopg
 from psycopg.sql import SQL
 
+from bench import load
 from bench.lists import (
     LANES,
     LIMIT,
@@ -30,26 +33,27 @@ from bench.lists import (
     ROWS_A_WEBHOOK,
     START,
     STEP_S,
+    Question,
     at,
-    measure,
-    print_times,
     questions,
     timed,
 )
+from bench.running import bridge, distinct
 from bridge.model import Contact, FieldState, RecordKey, Version, iso
 from bridge.store.codec import contact_json, search_terms, search_text, to_json
 from bridge.store.looking import LATENCY_BOUNDS_MS
 from bridge.store.migrations import postgres as schema
 from bridge.store.postgres import PostgresStore, partitions
-from bridge.store.protocol import NewInbound
+from bridge.store.protocol import NewInbound, Store
+from tests.platforms import Platforms
 from tests.postgres import PostgresServer
 
 SIZES = (10_000, 1_000_000)
 LARGE_SIZES = (10_000, 10_000_000)
 ROUNDS = 24  # a plan is settled after some ten: five times as it comes, five times planned for its values
 SETTLED = 8  # the last rounds, of which the best counts
-LONGEST_S = 6.0  # on one question at one size
 BATCH, BATCHES = 50, 60  # receipts stored in one transaction
+HTTP_WEBHOOKS, HTTP_TURNS = 1500, 3
 PAYLOADS_KEPT, KEYS_KEPT = timedelta(days=30), timedelta(days=14)
 PRUNED = date(2025, 11, 1)  # a day before all others
 PLAN: Mapping[str, str | int] = {  # a server of 1 GB
@@ -63,7 +67,7 @@ PLAN: Mapping[str, str | int] = {  # a server of 1 GB
 }
 
 
-def run(sizes: Sequence[int]) -> None:
+def run(platforms: Platforms, folder: Path, sizes: Sequence[int] = SIZES) -> None:
     """Print how long everything takes at each of *sizes*, and the ratio of the greatest to the least."""
     shown = ", ".join(f"{name} {value}" for name, value in PLAN.items())
     print(f"lists on PostgreSQL: pages of {LIMIT}, in ms (aims: ratio 1.5, under 100 ms at a million rows)")
@@ -71,31 +75,99 @@ def run(sizes: Sequence[int]) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer(fsync=True, settings=PLAN))
         urls = write_all(server, sizes)
-        stores = {
-            size: stack.enter_context(closing(PostgresStore(url, LANES, max_size=2))) for size, url in urls.items()
-        }
-        heading = "".join(f"{size:>12,}" for size in sizes)
-        print(f"  {'':44}{heading}       ratio")
+        sites = [Site(size, stack.enter_context(closing(store_of(size, url))), url) for size, url in urls.items()]
+        width = 11 * len(sizes) + 8
+        heading = "".join(f"{size:>11,}" for size in sizes) + f"{'ratio':>8}"
+        print(f"  {'':44}{'elapsed':>{width}}{'of processors':>{width}}\n  {'':44}{heading * 2}")
         for name, ask in questions().items():
-            print_times(name, measure(ask, stores, rounds=ROUNDS, settled=SETTLED, longest_s=LONGEST_S))
-        print_ingest(stores)
-        print_pruning(stores, urls)
+            print_row(name, measure(ask, sites, rounds=ROUNDS, settled=SETTLED))
+        numbers = count()
+        print_row(
+            f"ingest: {BATCH} webhooks in a transaction",
+            measure(partial(receive, numbers), sites, rounds=BATCHES, settled=BATCHES),
+        )
+        print_http_ingest(platforms, folder, sites)
+        print_pruning(sites)
 
 
-def print_ingest(stores: Mapping[int, PostgresStore]) -> None:
-    taken: dict[int, list[float]] = {size: [] for size in stores}
-    numbers = count()
-    for number in range(BATCHES + 1):
-        for size, store in stores.items():
-            receipts = new_receipts(BATCH, at(size), numbers)
-            taken_ms = timed(partial(store.receive, receipts)) * 1000
-            if number:
-                taken[size].append(taken_ms)
-    print_times(
-        f"ingest: {BATCH} webhooks in one transaction", {size: (min(ms), BATCH) for size, ms in taken.items()}
-    )
-    print_times(
-        "ingest: the same, at the median", {size: (statistics.median(ms), BATCH) for size, ms in taken.items()}
+@dataclass(frozen=True)
+class Site:
+    size: int
+    store: PostgresStore
+    url: str
+
+    def pid(self) -> int:
+        """Return the server's process that the store speaks with."""
+        with psycopg.connect(self.url) as connection:
+            [(pid,)] = connection.execute(_SESSION, [session_name(self.size)]).fetchall()
+        return int(pid)
+
+
+_SESSION = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+
+
+def session_name(size: int) -> str:
+    return f"bench of {size}"
+
+
+def store_of(size: int, url: str) -> PostgresStore:
+    return PostgresStore(url, LANES, max_size=1, name=session_name(size))
+
+
+def schedule_s(pid: int) -> float:
+    """Return the processor time so far of a process of one thread, to the nanosecond."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def measure(ask: Question, sites: Sequence[Site], *, rounds: int, settled: int) -> list[tuple[float, float]]:
+    """Return the least time in ms at each site, elapsed and of processors, in the last *settled* rounds.
+
+    The sites take turns, and the least is what a machine takes that does nothing else meanwhile. Where others keep
+    it busy, the time of processors tells more: this process's and that of the server's that answers it.
+    """
+    times: dict[int, list[tuple[float, float]]] = {site.size: [] for site in sites}
+    for site in sites:
+        ask(site.store, site.size)  # so that the site has a connection
+    pids = {site.size: site.pid() for site in sites}
+    for _ in range(rounds):
+        for site in sites:
+            before_s = schedule_s(pids[site.size]) + time.thread_time()
+            started = time.perf_counter()
+            ask(site.store, site.size)
+            elapsed_s = time.perf_counter() - started
+            spent_s = schedule_s(pids[site.size]) + time.thread_time() - before_s
+            times[site.size].append((elapsed_s * 1000, spent_s * 1000))
+    return [
+        (min(elapsed for elapsed, _ in taken[-settled:]), min(spent for _, spent in taken[-settled:]))
+        for taken in times.values()
+    ]
+
+
+def print_row(name: str, measured: Sequence[tuple[float, float]]) -> None:
+    shown = ""
+    for column in zip(*measured, strict=True):
+        shown += "".join(f"{taken_ms:>11.2f}" for taken_ms in column) + f"{column[-1] / column[0]:>8.2f}"
+    print(f"  {name:44}{shown}", flush=True)
+
+
+def receive(numbers: Iterator[int], store: Store, size: int) -> object:
+    return store.receive(new_receipts(BATCH, at(size), numbers))
+
+
+def print_http_ingest(platforms: Platforms, folder: Path, sites: Sequence[Site]) -> None:
+    """Send signed webhooks to a web process on each database in turn."""
+    rates: dict[int, list[float]] = {site.size: [] for site in sites}
+    for turn in range(HTTP_TURNS):
+        for site in sites:
+            with bridge(platforms, folder, "web", database_url=site.url) as (config, processes):
+                wires = distinct(config, HTTP_WEBHOOKS, processes.port, first=turn * HTTP_WEBHOOKS)
+                taken = load.run(processes.port, wires, connections=16)
+            assert set(taken.statuses) == {200}, taken.statuses
+            rates[site.size].append(taken.per_s)
+    shown = ", ".join(f"{max(per_s):,.0f}/s at {size:,} rows" for size, per_s in rates.items())
+    ratios = [first / last for first, last in zip(rates[sites[0].size], rates[sites[-1].size], strict=True)]
+    print(
+        f"  ingest over HTTP, 16 connections: {shown}; {statistics.median(ratios):.2f} times as long", flush=True
     )
 
 
@@ -114,14 +186,18 @@ def new_receipts(many: int, moment: datetime, numbers: Iterable[int]) -> list[Ne
     ]
 
 
-def print_pruning(stores: Mapping[int, PostgresStore], urls: Mapping[int, str]) -> None:
+def print_pruning(sites: Sequence[Site]) -> None:
     """Drop a day of as many payloads as the log has entries, while webhooks come in."""
     end = datetime(PRUNED.year, PRUNED.month, PRUNED.day, tzinfo=UTC) + timedelta(days=1)
-    for size, store in stores.items():
-        with psycopg.connect(urls[size], autocommit=True) as connection:
+    for site in sites:
+        size = site.size
+        with (
+            psycopg.connect(site.url, autocommit=True) as connection,
+            closing(PostgresStore(site.url, LANES)) as store,
+        ):
             write_day(connection, PRUNED, size)
             before = disk_mb(connection)
-            with receiving(store, at(size)) as waits_ms:
+            with receiving(site.store, at(size)) as waits_ms:
                 started = time.perf_counter()
                 pruned = store.prune(payloads_before=end, keys_before=end)
                 taken_ms = (time.perf_counter() - started) * 1000

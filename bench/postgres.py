@@ -209,8 +209,8 @@ def push(
         worker=max(after[role] - before[role] for role in roots if role.startswith("worker")) / seconds,
     )
     print(
-        f"  workers: {number}, quota {rate_per_s:4}/s: {PUSHES / seconds:4.0f} pushes/s, {calls / PUSHES:.1f} calls a "
-        f"push; the limit is {use.limit}"
+        f"  workers: {number}, quota {rate_per_s:4}/s: {PUSHES / seconds:4.0f} pushes/s of "
+        f"{calls / PUSHES:.1f} calls; the limit is {use.limit}"
     )
     print(
         f"    used: quota {use.quota:.0%}, lanes {use.lanes:.0%}, machine {use.machine:.0%}; "

@@ -46,10 +46,10 @@ def write_config(platforms: Platforms, folder: Path, only: str = "", rate_per_s:
     return path
 
 
-def distinct(config: Config, count: int, port: int, *, people: int = 500) -> list[bytes]:
+def distinct(config: Config, count: int, port: int, *, people: int = 500, first: int = 0) -> list[bytes]:
     """Return *count* signed webhooks over *people* contacts, each newer than the one before."""
     wires = []
-    for number in range(count):
+    for number in range(first, first + count):
         body = body_of(number, people)
         request = signed(config, body, f"msg_{number}")
         wires.append(wire(request.body, dict(request.headers), port))
