@@ -1,50 +1,50 @@
 """``make bench``: what bridge does, measured on this machine, as ratios where that is what travels.
 
-Every part prints what it found, whatever it is. Servers are real processes on loopback with real SQLite files; the
+Every part prints what it found, whatever it is. Servers are real processes on loopback with real databases; the
 platforms are the strict fakes. The order of what is compared alternates, so that a busy machine hits both sides.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import requests
 
-from bench import lists, load
-from bridge import config as configuration
+from bench import lists, lists_postgres, load, postgres
+from bench.running import LOOK_S, NOON, bridge, children, cpu_s, distinct, idle, ready, wire
 from bridge.config import Config
 from bridge.model import InboundRequest
 from tests.platforms import Platforms, person, serve_platforms, signed, webhook
-from tests.processes import Processes, free_port, start_processes, until
+from tests.processes import Processes, free_port, until
 
 ROUNDS = 3
 REQUESTS = 6000  # a round, at each number of connections
-# While a burst converges: whoever asks more often takes its time, in the web process and in that of the fakes.
-LOOK_S = 0.25
-NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
 def main(named: Sequence[str]) -> None:
-    """Run the *named* parts (ingest, idle, burst, lists, lists10m), or all but the last: it takes half an hour."""
-    parts = {
+    """Run the *named* parts, or all but those of ten million rows, which take half an hour each."""
+    parts: Mapping[str, Callable[[Platforms, Path], None]] = {
         "ingest": ingest,
         "idle": idle_latency,
         "burst": burst,
+        "postgres": postgres.run,
         "lists": up_to_a_million_rows,
+        "listspg": lists_postgres.run,
         "lists10m": up_to_ten_million_rows,
+        "listspg10m": partial(lists_postgres.run, sizes=lists_postgres.LARGE_SIZES),
     }
     with serve_platforms() as platforms, tempfile.TemporaryDirectory() as folder:
-        for name in named or [name for name in parts if name != "lists10m"]:
+        for name in named or [name for name in parts if not name.endswith("10m")]:
             parts[name](platforms, Path(folder))
 
 
@@ -111,44 +111,6 @@ def answers(port: int) -> bool:
         return False
 
 
-def distinct(config: Config, count: int, port: int, *, people: int = 500) -> list[bytes]:
-    """Return *count* signed webhooks over *people* contacts, each newer than the one before."""
-    wires = []
-    for number in range(count):
-        data = {**person_of(number % people), "name": f"Name {number}", "note": "x" * 700}
-        body = webhook("changed", data, NOON + timedelta(seconds=number))
-        request = signed(config, body, f"msg_{number}")
-        wires.append(wire(request.body, dict(request.headers), port))
-    return wires
-
-
-def person_of(number: int) -> dict[str, str]:
-    return {**person(number), "phone": f"+52551234{number:04d}"}
-
-
-def wire(body: bytes, headers: dict[str, str], port: int, name: str = "shop") -> bytes:
-    lines = [f"{name}: {value}" for name, value in headers.items()]
-    head = "\r\n".join(
-        [f"POST /hooks/{name} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {len(body)}", *lines]
-    )
-    return head.encode("latin-1") + b"\r\n\r\n" + body
-
-
-@contextmanager
-def bridge(platforms: Platforms, folder: Path, *roles: str, only: str = "") -> Iterator[tuple[Config, Processes]]:
-    """Run bridge's processes on an empty database; with the routes to the target *only*, if it is named."""
-    platforms.forget()
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        path = platforms.write_config(Path(own), settle_s=1)
-        if only:
-            head, *routes = path.read_text().split("[[routes]]")
-            kept = [route for route in routes if f'target = "{only}"' in route]
-            path.write_text("[[routes]]".join([head, *kept]))
-        config = configuration.load(path, platforms.environ)
-        with start_processes(path, {**platforms.environ, "LOG_LEVEL": "warning"}, *roles) as processes:
-            yield config, processes
-
-
 # --- idle ---------------------------------------------------------------------------------------------------
 
 
@@ -182,20 +144,6 @@ def post(session: requests.Session, processes: Processes, request: InboundReques
         f"{processes.url}/hooks/shop", data=request.body, headers=dict(request.headers), timeout=10
     )
     assert answer.status_code == 200, answer.text
-
-
-def ready(processes: Processes) -> bool:
-    """Say whether the worker has begun: what it takes to start is not what is measured."""
-    return processes.session.get(f"{processes.url}/readyz", timeout=2).ok
-
-
-def idle(processes: Processes) -> bool:
-    """Say whether nothing is unprocessed, due or under way."""
-    unprocessed = processes.api("/inbound?outcome=accepted&limit=1")["items"]
-    return not unprocessed and not any(
-        processes.api(f"/deliveries?state={state}&limit=1")["items"]
-        for state in ("pending", "sending", "retrying")
-    )
 
 
 # --- a burst ------------------------------------------------------------------------------------------------
@@ -261,23 +209,6 @@ def attempts(processes: Processes) -> dict[str, int]:
 def resident_mb(pid: int) -> float:
     """Return the memory of a process and its children; pages that they share count once."""
     return sum(_proportional_kb(one) for one in [pid, *children(pid)]) / 1024
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time of a process and its children so far."""
-    ticks = 0
-    for one in [pid, *children(pid)]:
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def children(pid: int) -> Sequence[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += [int(child), *children(int(child))]
-    return found
 
 
 def _proportional_kb(pid: int) -> int:

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 
 from bench import load
-from bench.running import LOOK_S, body_of, bridge, cpu_s, distinct, idle, write_config
+from bench.running import LOOK_S, body_of, bridge, cpu_s, distinct, idle, ready, write_config
 from bridge import config as configuration
 from bridge import pipeline
 from bridge.database import PostgresDatabase
@@ -120,6 +120,7 @@ def burst_once(platforms: Platforms, folder: Path, server: PostgresServer, kind:
     roles = ("web", "worker")
     with bridge(platforms, folder, *roles, only="marketing", database_url=url) as (config, processes):
         wires = distinct(config, WEBHOOKS, processes.port, people=PEOPLE)
+        until(lambda: ready(processes), what="the worker")
         roots = {role: processes.running[role].pid for role in roles}
         if url:
             roots["PostgreSQL"] = server.pid

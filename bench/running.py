@@ -73,6 +73,11 @@ def wire(body: bytes, headers: dict[str, str], port: int, name: str = "shop") ->
     return head.encode("latin-1") + b"\r\n\r\n" + body
 
 
+def ready(processes: Processes) -> bool:
+    """Say whether the worker has begun: what it takes to start is not what is measured."""
+    return processes.session.get(f"{processes.url}/readyz", timeout=2).ok
+
+
 def idle(processes: Processes) -> bool:
     """Say whether nothing is unprocessed, due or under way."""
     unprocessed = processes.api("/inbound?outcome=accepted&limit=1")["items"]
