@@ -252,13 +252,12 @@ class Worker:
                 if status.mode != "open":
                     return status.probe_at
                 continue
-            turn = self._turn_at(connection, claimed)
             push = pipeline.Push(self.store, ticket, claimed, connection)
             api = Api(
                 connection.base_url,
                 session=self._session(),
-                take=turn,
-                turn=turn,
+                take=self._turn_at(connection, ticket, claimed),
+                turn=self._turn_at(connection),
                 before_create=push.before_create,
                 create_refused=push.create_refused,
             )
@@ -298,17 +297,24 @@ class Worker:
             self.wake_due()
         return opened
 
-    def _turn_at(self, connection: TargetConnection, claimed: Delivery | None = None) -> Callable[[], None]:
+    def _turn_at(
+        self, connection: TargetConnection, ticket: Ticket | None = None, claimed: Delivery | None = None
+    ) -> Callable[[], None]:
         """Return a function that waits for a turn within the target's quota, which all processes share.
 
-        It raises `Superseded` once there is newer state of *claimed*: the opt-out and the latest state are looked
-        at again right before each call.
+        It raises `Superseded` once there is newer state of *claimed*, and `LostLane` once the lane was taken over:
+        the opt-out, the latest state and whose turn it is are looked at again right before each call.
         """
 
         def take() -> None:
             while True:
                 pause_s = self.store.take_turn(
-                    connection.name, connection.rate_per_s, connection.burst, self.clock(), claimed=claimed
+                    connection.name,
+                    connection.rate_per_s,
+                    connection.burst,
+                    self.clock(),
+                    ticket=ticket,
+                    claimed=claimed,
                 )
                 if pause_s <= 0:
                     return

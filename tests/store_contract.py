@@ -542,15 +542,24 @@ class StoreContract:
             assert claimed == {key for key in keys if slot_of(key) % 2 == number}
             assert store.claim(ticket, NOW) is None
 
+    def test_whose_lane_was_taken_over_gets_no_turn(self, store: Store) -> None:
+        commit(store, want())
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        store.acquire(MAIL, "b", NOW)
+        with pytest.raises(LostLane):
+            store.take_turn("mail", 1.0, 1, NOW, ticket=ticket, claimed=claimed)
+        assert store.take_turn("mail", 1.0, 1, NOW) == 0  # nothing was taken
+
     def test_new_state_while_one_is_sent_makes_it_due_again(self, store: Store) -> None:
         commit(store, want())
         ticket = store.acquire(MAIL, "a", NOW)
         claimed = claim(store, ticket)
-        assert store.take_turn("mail", 1.0, 10, NOW, claimed=claimed) == 0
+        assert store.take_turn("mail", 1.0, 10, NOW, ticket=ticket, claimed=claimed) == 0
         assert commit(store, want(email="new@example.com")) == {}
         assert store.claim(ticket, NOW) is None  # one push at a time
         with pytest.raises(Superseded):
-            store.take_turn("mail", 1.0, 10, NOW, claimed=claimed)
+            store.take_turn("mail", 1.0, 10, NOW, ticket=ticket, claimed=claimed)
         assert store.take_turn("mail", 1.0, 10, NOW, 9) == 0  # nothing was taken
         finished = push(store, ticket, claimed, "T1")
         assert (finished.state, finished.accepted) == (State.PENDING, {"email": "1@example.com"})
@@ -1000,14 +1009,15 @@ class StoreContract:
     def test_a_delivery_without_a_route_is_wiped_as_well(self, store: Store) -> None:
         commit(store, want(), want(JANE, "sms"))
         lane = deliver_lane("sms", slot_of(JANE) % 2)
-        sending = claim(store, store.acquire(lane, "a", NOW))
+        theirs = store.acquire(lane, "a", NOW)
+        sending = claim(store, theirs)
         commit(store, contacts=[Contact(JANE, erased=Version(NOW, "e9"))], erased=[JANE])
         at_rest = delivery_of(store)
         assert (at_rest.state, at_rest.desired, at_rest.accepted) == (State.WAITING, None, None)
         assert "erased" in at_rest.reason
         assert delivery_of(store, JANE, "sms").desired is None
         with pytest.raises(Superseded):
-            store.take_turn("sms", 1.0, 10, NOW, claimed=sending)
+            store.take_turn("sms", 1.0, 10, NOW, ticket=theirs, claimed=sending)
 
     def test_what_was_under_way_does_not_bring_an_erased_person_back(self, store: Store) -> None:
         commit(store, want())

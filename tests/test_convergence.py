@@ -19,7 +19,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bridge.config import load
-from bridge.model import RecordKey, State
+from bridge.lanes import process_lane
+from bridge.model import Delivery, RecordKey, State
+from bridge.store.protocol import Filter, Ticket
 from tests.databases import KINDS, Fresh
 from tests.platforms import Bench, Platforms, open_bench, person, serve_platforms, signed, webhook
 
@@ -226,3 +228,31 @@ def test_neither_trouble_nor_when_the_worker_runs_matters_but_opt_outs_only_tigh
         ):
             assert on_the_way["desired"] == at_the_end["desired"], kind
             assert on_the_way["platforms"] == at_the_end["platforms"], kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_newer_state_stops_the_next_write_but_not_the_proof_of_the_last(
+    stage: Stage, each_fresh: Mapping[str, Fresh], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = Said(0, "changed", (("stop", "yes"),), 9)
+    with stage.anew(each_fresh[kind]) as bench:
+        link = bench.store.link
+
+        def link_and_hear(ticket: Ticket, claimed: Delivery, target_id: str) -> None:
+            """The contact was created a moment ago; before it is read back, the person says stop."""
+            link(ticket, claimed, target_id)
+            if claimed.target == "inbox":
+                bench.receive(signed(bench.config, newer.body(), "msg_newer"))
+                bench.worker.run(process_lane("shop"))
+
+        monkeypatch.setattr(bench.store, "link", link_and_hear)
+        bench.receive(signed(bench.config, webhook("created", person(0, name="Ana"), NOON), "msg_first"))
+        bench.worker.run(process_lane("shop"))
+        for lane in bench.worker.lanes:
+            if lane.startswith("deliver:inbox:"):
+                bench.worker.run(lane)
+        pushes = bench.store.audit_page(Filter(target="inbox", kind="delivery"), None, 10).items
+        assert [push.outcome for push in pushes if push.attempt] == ["updated", "created"]
+        monkeypatch.undo()
+        bench.settle()
+        stage.check()

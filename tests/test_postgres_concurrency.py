@@ -889,11 +889,12 @@ def test_newer_state_that_arrives_while_a_turn_is_waited_for_stops_the_push(
     store: Store, other: Store, migrated_postgres_url: str, database: psycopg.Connection[Any]
 ) -> None:
     commit(store, want())
-    claimed = claim(other, other.acquire(MAIL, "b", NOW))
-    assert other.take_turn("mail", 1.0, 10, NOW, claimed=claimed) == 0
+    ticket = other.acquire(MAIL, "b", NOW)
+    claimed = claim(other, ticket)
+    assert other.take_turn("mail", 1.0, 10, NOW, ticket=ticket, claimed=claimed) == 0
     with ThreadPoolExecutor(1) as threads, psycopg.connect(migrated_postgres_url) as taking:
         taking.execute("SELECT * FROM quota FOR UPDATE")
-        turn = threads.submit(other.take_turn, "mail", 1.0, 10, NOW, claimed=claimed)
+        turn = threads.submit(other.take_turn, "mail", 1.0, 10, NOW, ticket=ticket, claimed=claimed)
         until(lambda: _count(database, WAITING) == 1, every_s=0.005)
         commit(store, Want("mail", JANE, Desired(opt_out=True)))
         taking.commit()

@@ -347,14 +347,18 @@ class Store(Looking, Protocol):
         now: datetime,
         count: int = 1,
         *,
+        ticket: Ticket | None = None,
         claimed: Delivery | None = None,
     ) -> float:
         """Take *count* tokens of the target's bucket, shared by all processes; 0 when they were there.
 
         Otherwise nothing is taken, and the seconds until they will be are returned. *count* 0 only asks.
 
+        A turn of a push names its *ticket* and what it *claimed*, which are looked at in the same moment.
+
         Raises:
             Superseded: newer state than *claimed* arrived; nothing was taken.
+            LostLane: *ticket* is no longer the newest; nothing was taken.
         """
         ...
 

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.demo.fakes.activecampaign import API_KEY, ActiveCampaign
-from bridge.errors import Ambiguous, DeliveryFailed, Permanent, Refused, Retryable
+from bridge.errors import Ambiguous, DeliveryFailed, Permanent, Refused, Retryable, Superseded
 from bridge.model import Desired, Mode, Receipt, RecordKey, Secret, Value
 from bridge.outbound import Api
-from bridge.pipeline.delivering import Superseded
 from bridge.targets.activecampaign import TARGET, Settings
 from bridge.targets.base import Job
 from tests.targets.harness_activecampaign import Harness

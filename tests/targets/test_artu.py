@@ -11,9 +11,8 @@ import requests
 from flask import Response
 
 from bridge.demo.fakes.artu import Artu as FakeArtu
-from bridge.errors import Ambiguous, Permanent, Refused, Retryable
+from bridge.errors import Ambiguous, Permanent, Refused, Retryable, Superseded
 from bridge.model import Desired, Mode, Receipt, RecordKey, Secret, Value, utc_now
-from bridge.pipeline.delivering import Superseded
 from bridge.targets.artu import Settings
 from bridge.targets.base import Job
 from tests.targets.harness_artu import Harness

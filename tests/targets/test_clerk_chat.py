@@ -10,10 +10,9 @@ import requests
 from flask import Response
 
 from bridge.demo.fakes.clerk_chat import ClerkChat as FakeClerkChat
-from bridge.errors import Ambiguous, Permanent, Refused, Retryable
+from bridge.errors import Ambiguous, Permanent, Refused, Retryable, Superseded
 from bridge.model import Desired, Mode, Receipt, RecordKey, Secret, Value, utc_now
 from bridge.outbound import Api
-from bridge.pipeline.delivering import Superseded
 from bridge.targets.base import Job
 from bridge.targets.clerk_chat import Settings
 from tests.targets.harness_clerk_chat import Harness

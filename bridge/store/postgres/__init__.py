@@ -58,9 +58,10 @@ class PostgresStore(SqlStore):
             refuse_unfinished(connection)
 
     def migrate(self) -> list[str]:
+        today = self.clock().date()  # by a connection of its own, and there may be one only
         with self._connections.bare() as connection:
             taken = schema.migrate(connection)
-            partitions.make_days(connection, self.clock().date())
+            partitions.make_days(connection, today)
             return taken
 
     def clock(self) -> datetime:

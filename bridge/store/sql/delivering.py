@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from bridge import schedule
-from bridge.errors import Ambiguous, Superseded
+from bridge.errors import Ambiguous, LostLane, Superseded
 from bridge.lanes import deliver_lane
 from bridge.model import AuditEntry, Delivery, Desired, RecordKey, State, from_iso, iso
 from bridge.store.codec import exchanges_detail, maybe_iso, maybe_moment, to_json
@@ -230,10 +230,13 @@ class _Bucket:
         return 0.0 if self.tokens >= needed else max((needed - self.tokens) / quota.rate_per_s, 0.001)
 
 
-def take_turn(db: Db, quota: Quota, now: datetime, count: int, claimed: Delivery | None) -> float:
+def take_turn(
+    db: Db, quota: Quota, now: datetime, count: int, ticket: Ticket | None, claimed: Delivery | None
+) -> float:
     bucket = _bucket(_locked(db, quota.target), quota, now)
-    if claimed is not None:
-        _check_revision(db, claimed)  # after whoever was waited for
+    # After whoever was waited for.
+    if ticket is not None and claimed is not None:
+        _check_push(db, ticket, claimed)
     pause_s = bucket.pause_s(quota, count)
     if pause_s == 0:
         db.execute(
@@ -252,11 +255,14 @@ def closed_for(db: Db, quota: Quota, now: datetime) -> float:
     return 0.0 if row is None else _bucket(row, quota, now).pause_s(quota, 0)
 
 
-def _check_revision(db: Db, claimed: Delivery) -> None:
+def _check_push(db: Db, ticket: Ticket, claimed: Delivery) -> None:
     row = db.execute(
-        "SELECT revision FROM delivery WHERE target = ? AND source = ? AND source_id = ?",
-        (claimed.target, claimed.key.source, claimed.key.source_id),
+        "SELECT d.revision, l.fence, l.owner FROM lane l, delivery d"
+        " WHERE l.name = ? AND d.target = ? AND d.source = ? AND d.source_id = ?",
+        (ticket.lane, claimed.target, claimed.key.source, claimed.key.source_id),
     ).fetchone()
+    if row is not None and row["fence"] != ticket.fence:
+        raise LostLane(f"Lane {ticket.lane} was taken over by {row['owner']}; no further call is made.")
     if row is not None and row["revision"] != claimed.revision:
         raise Superseded("Newer state arrived, and is due at once.")
 

@@ -168,12 +168,13 @@ class SqlStore(ABC):
         now: datetime,
         count: int = 1,
         *,
+        ticket: Ticket | None = None,
         claimed: Delivery | None = None,
     ) -> float:
         quota = delivering.Quota(target, rate_per_s, burst)
         if count == 0:
             return self._read(delivering.closed_for, quota, now)
-        return self._write_lazily(delivering.take_turn, quota, now, count, claimed)
+        return self._write_lazily(delivering.take_turn, quota, now, count, ticket, claimed)
 
     def set_backoff(self, target: str, until: datetime) -> None:
         self._write_lazily(delivering.set_backoff, target, until)
