@@ -80,7 +80,8 @@ class Source:
     def days(self) -> set[date]:
         """Return the days that payloads or event keys are of."""
         [(oldest_key,)] = self._rows(
-            "SELECT coalesce((SELECT received_at FROM inbound WHERE id = (SELECT min(inbound_id) FROM event_key)), '9')"
+            "SELECT coalesce("
+            "(SELECT received_at FROM inbound WHERE id = (SELECT min(inbound_id) FROM event_key)), '9')"
         )
         earlier = {date.fromisoformat(row[0]) for row in self._rows("SELECT DISTINCT day FROM temp.earlier_use")}
         return {
