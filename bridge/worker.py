@@ -219,7 +219,7 @@ class Worker:
                     for woken, due in done.woken.items():
                         self.engine.wake([woken], due)
                 more = done.more
-                if time.monotonic() > deadline or self._stopping.is_set():
+                if self._stopping.is_set():  # else what was read is decided, for it would be read again
                     break
                 began_ns = time.time_ns()
             if not more:

@@ -18,6 +18,7 @@ from bridge.store.sql.database import Db
 from bridge.store.sql.rows import (
     INBOUND,
     LaneCounts,
+    Written,
     add_facts,
     delivery_of,
     forget_inbound,
@@ -235,7 +236,16 @@ def contacts(db: Db, keys: Collection[RecordKey]) -> dict[RecordKey, Contact]:
     return load_contacts(db, keys)
 
 
-def commit(db: Db, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneCounts, now: datetime) -> Due:
+def commit(
+    db: Db,
+    salt: bytes,
+    ticket: Ticket,
+    decision: Decision,
+    contacts: Sequence[Written],
+    lanes: LaneCounts,
+    now: datetime,
+) -> Due:
+    """Save *decision*; *contacts* are its contacts as they are written."""
     check_fence(db, ticket)
     for target in sorted({want.target for want in decision.wants}):
         keep_open(db, target)
@@ -243,7 +253,7 @@ def commit(db: Db, salt: bytes, ticket: Ticket, decision: Decision, lanes: LaneC
     lanes = lanes_in_use(db, lanes)
     moment = iso(now)
     due: Due = {}
-    save_contacts(db, decision.contacts, moment)
+    save_contacts(db, contacts, moment)
     for contact in decision.contacts:
         if contact.read_due is not None:
             _sooner(due, process_lane(contact.key.source), contact.read_due)

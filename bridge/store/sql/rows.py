@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -47,13 +47,26 @@ _INSTEAD = (
 )
 
 
-def save_contacts(db: Db, contacts: Sequence[Contact], now: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A contact as it is written. It is made before the transaction, which others wait for."""
+
+    contact: Contact
+    data: str
+    search: str
+
+
+def written(contact: Contact) -> Written:
+    return Written(contact, contact_json(contact), search_text(contact))
+
+
+def save_contacts(db: Db, contacts: Sequence[Written], now: str) -> None:
     """Save *contacts*, which are all different, and locked."""
-    by_source: dict[str, dict[str, Contact]] = {}
-    for contact in contacts:
-        by_source.setdefault(contact.key.source, {})[contact.key.source_id] = contact
+    by_source: dict[str, dict[str, Written]] = {}
+    for one in contacts:
+        by_source.setdefault(one.contact.key.source, {})[one.contact.key.source_id] = one
     for source, some in by_source.items():
-        texts = {source_id: search_text(contact) for source_id, contact in some.items()}
+        texts = {source_id: one.search for source_id, one in some.items()}
         before = {
             row["source_id"]: row["search"] for row in db.execute(_SEARCHED, (source, db.array(some))).fetchall()
         }
@@ -65,13 +78,13 @@ def save_contacts(db: Db, contacts: Sequence[Contact], now: str) -> None:
                 (
                     source,
                     source_id,
-                    contact_json(contact),
-                    texts[source_id],
-                    contact.erased is not None,
-                    maybe_iso(contact.read_due),
+                    one.data,
+                    one.search,
+                    one.contact.erased is not None,
+                    maybe_iso(one.contact.read_due),
                     now,
                 )
-                for source_id, contact in some.items()
+                for source_id, one in some.items()
             ],
             _INSTEAD,
         )

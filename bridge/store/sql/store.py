@@ -56,7 +56,7 @@ from bridge.store.sql import (
     totals,
 )
 from bridge.store.sql.database import Db
-from bridge.store.sql.rows import add_facts, target_status
+from bridge.store.sql.rows import add_facts, target_status, written
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -136,7 +136,8 @@ class SqlStore(ABC):
 
     def commit(self, ticket: Ticket, decision: Decision, now: datetime) -> dict[str, datetime]:
         salt = self._salt
-        due = self._write(processing.commit, salt, ticket, decision, self._lanes, now)
+        contacts = [written(contact) for contact in decision.contacts]
+        due = self._write(processing.commit, salt, ticket, decision, contacts, self._lanes, now)
         if decision.erased or any(result.forget for result in decision.results):
             self._forgotten()
         return due

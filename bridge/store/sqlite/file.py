@@ -32,10 +32,16 @@ PRAGMAS: Mapping[str, str | int] = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Connection:
     db: Database
     identity: tuple[int, int]  # device and inode of the file it was opened on
+    synchronous: str = ""  # as it was last set
+
+    def set_synchronous(self, how: str) -> None:
+        if self.synchronous != how:
+            self.db.execute(f"PRAGMA synchronous = {how}")
+            self.synchronous = how
 
 
 class SqliteFile:
@@ -64,7 +70,8 @@ class SqliteFile:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Database]:
         """Give one consistent view of the database."""
-        with _in_plain_words(), self._connection() as db:
+        with _in_plain_words(), self._connection() as connection:
+            db = connection.db
             db.execute("BEGIN")
             try:
                 yield db
@@ -78,8 +85,9 @@ class SqliteFile:
         It is on disk then, unless it is not *durable*: such a one survives the end of the process, and may be lost
         with everything after it that is not durable either when the machine loses power.
         """
-        with _in_plain_words(), self._turn(), self._connection() as db:
-            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        with _in_plain_words(), self._turn(), self._connection() as connection:
+            connection.set_synchronous("FULL" if durable else "NORMAL")
+            db = connection.db
             # The lock comes before the first read: a reader that wants to write later could be refused at once.
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -97,7 +105,8 @@ class SqliteFile:
         as it is: that is no error, and is not waited for long.
         """
         try:
-            with self._turn(), self._connection() as db:
+            with self._turn(), self._connection() as connection:
+                db = connection.db
                 db.execute(f"PRAGMA busy_timeout = {EMPTYING_MS}")
                 try:
                     return not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
@@ -133,11 +142,11 @@ class SqliteFile:
             self._writing.release()
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[Database]:
+    def _connection(self) -> Iterator[_Connection]:
         connection = self._take()
         sound = True
         try:
-            yield connection.db
+            yield connection
         except (sqlite3.Error, OSError):
             sound = False
             raise
