@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -106,12 +107,14 @@ class Machine:
         thread.join()
         return made[0]
 
-    def cut_off_database(self) -> None:
-        """Pull the cable at our end: nobody is told, and what is sent is lost without a word."""
+    @contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """Pull the database's cable at our end: nobody is told, and what is sent is lost without a word."""
         ip("link", "set", self.database.name, "down")
-
-    def join_database(self) -> None:
-        ip("link", "set", self.database.name, "up")
+        try:
+            yield
+        finally:
+            ip("link", "set", self.database.name, "up")
 
     def remove(self) -> None:
         with suppress(Refused):
@@ -131,7 +134,7 @@ def ip(*words: str) -> None:
         raise Refused(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def machines() -> Iterator[list[Machine]]:
     if shutil.which("ip") is None:
         pytest.skip("There is no 'ip' here: install iproute2 for tests with network namespaces.")
@@ -191,7 +194,7 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
 # --- the test ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(machines: list[Machine]) -> Iterator[PostgresServer]:
     addresses = ["127.0.0.1", *(machine.database.here for machine in machines)]
     with PostgresServer(fsync=True, settings={"listen_addresses": ",".join(addresses)}) as started:
@@ -223,14 +226,13 @@ def test_a_machine_that_loses_the_database_harms_nobody_and_recovers(
         with Stream(config, [staying.url, cut.url]) as stream:
             stream.wait_for_everybody()
             until(lambda: set(platforms.counts().values()) == {PEOPLE}, seconds=PATIENCE_S, what="all contacts")
-            machines[1].cut_off_database()
-            cut_at = time.monotonic()
-            until(lambda: 503 in statuses(stream, cut, cut_at), seconds=NOTICED_S, what="a refusal")
-            stream.urls = [staying.url]
-            before = dict(stream.taken)
-            stream.wait_for_everybody()
-            until(lambda: delivered(platforms, before), seconds=PATIENCE_S, what="deliveries by the other machine")
-            machines[1].join_database()
+            with machines[1].cut_off():
+                cut_at = time.monotonic()
+                until(lambda: 503 in statuses(stream, cut, cut_at), seconds=NOTICED_S, what="a refusal")
+                stream.urls = [staying.url]
+                before = dict(stream.taken)
+                stream.wait_for_everybody()
+                until(lambda: delivered(platforms, before), seconds=PATIENCE_S, what="what the other delivers")
             joined_at = time.monotonic()
             stream.urls = [staying.url, cut.url]
             until(lambda: 200 in statuses(stream, cut, joined_at), seconds=BACK_S, what="a webhook that is taken")
@@ -253,7 +255,7 @@ def running(
         Processes(
             path,
             platforms.environ,
-            f"postgresql://postgres@{machine.database.here}:{server.port}/shared",
+            url_from(machine, server, "shared"),
             host=machine.senders.there,
             inside=machine.inside,
         )
@@ -272,6 +274,10 @@ def running(
             processes.ask_to_stop()
         for processes in started:
             processes.stop()
+
+
+def url_from(machine: Machine, server: PostgresServer, database: str) -> str:
+    return f"postgresql://postgres@{machine.database.here}:{server.port}/{database}"
 
 
 def statuses(stream: Stream, processes: Processes, since: float = 0.0) -> set[int | None]:
@@ -295,3 +301,30 @@ def works(processes: Processes, url: str) -> bool:
             [f"%:{processes.running['worker'].pid}"],
         )
         return found.fetchone() is not None
+
+
+ALONE = """
+import sys
+from bridge.store.postgres import PostgresStore
+with PostgresStore(sys.argv[1], {}).alone("rules"):
+    print("alone", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_machine_that_is_gone_keeps_nobody_from_starting(
+    machines: list[Machine], server: PostgresServer
+) -> None:
+    url = server.create_database("locked")
+    holder = subprocess.Popen(
+        [*machines[1].inside, sys.executable, "-c", ALONE, url_from(machines[1], server, "locked")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder, closing(PostgresStore(url, {})) as store:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"alone\n"
+        began = time.monotonic()
+        with machines[1].cut_off(), store.alone("rules"):
+            assert time.monotonic() - began < NOTICED_S
+        holder.kill()

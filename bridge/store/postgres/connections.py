@@ -68,8 +68,9 @@ _ALONE: LiteralString = (
     "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0"
     "; SET LOCAL idle_in_transaction_session_timeout = 0"
     # Silence is allowed here, so the server has to look by itself whether the machine is still there: as servers
-    # come, they do so after two hours.
-    "; SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3"
+    # come, they take up to two hours for that.
+    "; SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2"
+    "; SET LOCAL tcp_keepalives_count = 3; SET LOCAL tcp_user_timeout = 10000"
 )
 
 # Somebody else was quicker: the same transaction succeeds a moment later.
