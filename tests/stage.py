@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from html import unescape
 from pathlib import Path
@@ -24,14 +24,16 @@ import requests
 from bridge import config as configuration
 from bridge.app import create_app
 from bridge.config import Config, Environment
+from bridge.database import PostgresDatabase, SqliteDatabase
 from bridge.demo.fakes.server import serve
 from bridge.model import utc_now
+from bridge.store.copying import run as copying
 from bridge.store.group_commit import GroupCommit
 from bridge.store.looking import Role, User
-from bridge.store.protocol import Refusal
-from bridge.store.sqlite import SqliteStore
+from bridge.store.protocol import Refusal, Store
 from bridge.web.pages.access import hashed, login_path
 from bridge.worker import Worker
+from tests.databases import url_of
 from tests.platforms import (
     PUBLIC_URL,
     Bench,
@@ -62,7 +64,7 @@ class Stage:
 
     url: str
     config: Config
-    store: SqliteStore
+    store: Store
     platforms: Platforms
     folder: Path
     rings: list[None]
@@ -146,8 +148,13 @@ class Template:
         return (self.folder / "bridge.toml").read_text()
 
     @contextmanager
-    def copy(self, folder: Path) -> Iterator[Stage]:
-        """Serve a copy of it."""
+    def copy(
+        self,
+        folder: Path,
+        postgres: PostgresDatabase | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> Iterator[Stage]:
+        """Serve a copy of it: a file, or what `bridge copy-database` makes of it in the empty *postgres*."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         path = folder / "bridge.toml"
@@ -158,20 +165,21 @@ class Template:
             closing(sqlite3.connect(folder / "bridge.db")) as after,
         ):
             before.backup(after)
-        store = SqliteStore(folder / "bridge.db", {name: one.lanes for name, one in config.targets.items()})
-        store.beat("worker", "test", utc_now())
+        if postgres is not None:
+            copying.copy(folder / "bridge.db", postgres.url)
+        database = postgres or SqliteDatabase(folder / "bridge.db")
+        store = database.open({name: one.lanes for name, one in config.targets.items()}, "web")
+        store.beat("worker", "test", clock())
         commit = GroupCommit(store.receive, store.refuse)
         rings: list[None] = []
         ahead = [timedelta()]
         app = create_app(
             config,
             store,
-            Environment(
-                secret_key=SECRET_KEY, api_token=API_TOKEN, database_url=f"sqlite:///{folder / 'bridge.db'}"
-            ),
+            Environment(secret_key=SECRET_KEY, api_token=API_TOKEN, database_url=url_of(database)),
             commit=commit,
             ring=lambda: rings.append(None),
-            clock=lambda: utc_now() + ahead[0],
+            clock=lambda: clock() + ahead[0],
         )
         with serve(app, port):
             try:

@@ -147,7 +147,8 @@ def facets(db: Db, narrowed: Filter) -> dict[str, Counter[str]]:
 
 
 def as_facets(counts: Mapping[str, Counter[str]], *, complete: bool) -> Facets:
-    return Facets({name: counter.most_common() for name, counter in counts.items()}, complete)
+    ranked = {name: sorted(found.items(), key=lambda one: (-one[1], one[0])) for name, found in counts.items()}
+    return Facets(ranked, complete)
 
 
 def histogram(db: Db, narrowed: Filter, since: datetime, until: datetime, bars: int) -> Histogram:
@@ -169,7 +170,11 @@ def histogram(db: Db, narrowed: Filter, since: datetime, until: datetime, bars: 
 
 
 def as_histogram(step_s: int, counts: Mapping[int, Mapping[str, int]], *, complete: bool) -> Histogram:
-    bars = [HistogramBar(datetime.fromtimestamp(start, UTC), counted) for start, counted in counts.items()]
+    # In an order of their own: what is of the same count must not change places from one look to the next.
+    bars = [
+        HistogramBar(datetime.fromtimestamp(start, UTC), dict(sorted(counted.items())))
+        for start, counted in counts.items()
+    ]
     return Histogram(step_s, bars, complete)
 
 
@@ -241,6 +246,7 @@ _SUMMED = """
 SELECT kind, outcome, source, target, error, status, sum(n) AS n, sum(calls) AS calls,
   sum(duration_ms) AS duration_ms
 FROM activity_parts WHERE {conditions} GROUP BY kind, outcome, source, target, error, status
+ORDER BY kind, outcome, source, target, error, status
 """
 _BARS = """
 SELECT bucket - (bucket - ?) % ? AS start, outcome, sum(n) AS n FROM activity_parts
