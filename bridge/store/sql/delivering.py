@@ -15,20 +15,12 @@ from bridge.store.codec import exchanges_detail, maybe_iso, maybe_moment, to_jso
 from bridge.store.protocol import Attempt, Plan, TargetStatus, Ticket
 from bridge.store.sql import totals
 from bridge.store.sql.database import Db, Row, row_of
-from bridge.store.sql.processing import (
-    check_fence,
-    fitted,
-    keep_open,
-    next_due,
-    open_or_close,
-    read_lane,
-)
+from bridge.store.sql.facts import add_facts
+from bridge.store.sql.lanes import check_fence, fitted, keep_open, lanes_in_use, next_due, open_or_close, read_lane
 from bridge.store.sql.rows import (
     LaneCounts,
-    add_facts,
     delivery_of,
     is_erased,
-    lanes_in_use,
     linked_to,
     load_delivery,
     save_delivery,

@@ -9,9 +9,9 @@ from bridge.lanes import process_lane
 from bridge.model import AuditEntry, RecordKey, iso
 from bridge.store.protocol import Filter
 from bridge.store.sql.database import Db, row_of
+from bridge.store.sql.facts import add_facts
 from bridge.store.sql.processing import mark_for_replay, queue_again
 from bridge.store.sql.reading import delivery_conditions
-from bridge.store.sql.rows import add_facts
 
 BEATS_KEPT = timedelta(days=1)  # of processes that are no more
 BEATS_AHEAD = timedelta(minutes=1)  # that clocks of machines may differ

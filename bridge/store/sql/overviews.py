@@ -14,9 +14,10 @@ from bridge.store.looking import Facets, Histogram, Hit, Queue
 from bridge.store.protocol import Filter
 from bridge.store.sql import listing, reading, totals
 from bridge.store.sql.database import Db, row_of
+from bridge.store.sql.facts import AUDIT, audit_of
+from bridge.store.sql.lanes import lanes_in_use, next_due
 from bridge.store.sql.listing import Place
-from bridge.store.sql.processing import next_due
-from bridge.store.sql.rows import AUDIT, LaneCounts, audit_of, lanes_in_use, target_status
+from bridge.store.sql.rows import LaneCounts, target_status
 
 NEWEST = 5000  # entries that are counted one by one where no totals tell
 NEWEST_FIELDS = 1000  # entries in which changed fields are counted

@@ -1,4 +1,4 @@
-"""What a source's lane reads and writes, and who holds which lane."""
+"""What a source's lane reads and writes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,20 @@ from datetime import datetime
 from typing import Any
 
 from bridge import schedule
-from bridge.errors import LostLane
 from bridge.lanes import deliver_lane, process_lane
-from bridge.model import AuditEntry, Contact, Delivery, RecordKey, State, Want, from_iso, iso
+from bridge.model import AuditEntry, Contact, Delivery, RecordKey, State, Want, iso
 from bridge.store.looking import Activity
-from bridge.store.protocol import Decision, Inbound, InboundResult, TargetStatus, Ticket, Work
+from bridge.store.protocol import Decision, Inbound, InboundResult, Ticket, Work
 from bridge.store.sql import retries, totals
 from bridge.store.sql.database import Db
+from bridge.store.sql.facts import add_facts, forget_inbound, forget_person
+from bridge.store.sql.lanes import Due, check_fence, keep_open, lane_number, lanes_in_use
 from bridge.store.sql.rows import (
     INBOUND,
     LaneCounts,
     Written,
-    add_facts,
     delivery_of,
-    forget_inbound,
-    forget_person,
     inbound_of,
-    lane_number,
-    lanes_in_use,
     linked_to,
     links,
     load_contacts,
@@ -41,142 +37,6 @@ from bridge.store.sql.rows import (
 )
 
 BODIES_MAX_BYTES = 32 * 1024 * 1024  # of one round of work: requests can be megabytes each
-
-Due = dict[str, datetime]  # lane -> from when it has something to do
-
-
-# --- lanes -----------------------------------------------------------------------------------------------
-
-
-def read_lane(lane: str) -> tuple[str, int] | None:
-    """Return the target and number of a lane that delivers; None for one that processes."""
-    kind, _, rest = lane.partition(":")
-    target, _, number = rest.rpartition(":")
-    return (target, int(number)) if kind == "deliver" else None
-
-
-def acquire(db: Db, lane: str, owner: str, lanes: LaneCounts, now: datetime) -> Ticket:
-    taken = db.execute(
-        "INSERT INTO lane (name, owner, fence, taken_at) VALUES (?, ?, 1, ?) ON CONFLICT (name) DO UPDATE"
-        " SET owner = excluded.owner, fence = lane.fence + 1, taken_at = excluded.taken_at RETURNING fence",
-        (lane, owner, iso(now)),
-    ).fetchone()
-    if (delivers := read_lane(lane)) is not None:
-        _take_up(db, *delivers, lanes, now)
-    return Ticket(lane, 0 if taken is None else taken["fence"])
-
-
-def deal_out(db: Db, target: str, count: int) -> None:
-    """Give every contact its lane anew when the number of lanes is no longer what it was.
-
-    All of the target's lanes are taken from whoever has them: what is being sent may be in another lane then.
-    """
-    if _dealt(db, target) == count:
-        return
-    lanes = (deliver_lane(target, 0).removesuffix("0"),)
-    db.execute("SELECT name FROM lane WHERE strpos(name, ?) = 1 ORDER BY name FOR UPDATE", lanes).fetchall()
-    open_or_close(db, target)
-    if _dealt(db, target) == count:
-        return  # another process of the same configuration was quicker
-    db.execute("UPDATE lane SET fence = fence + 1 WHERE strpos(name, ?) = 1", lanes)
-    db.lock_rows("delivery", "target = ?", (target,))
-    db.execute("UPDATE delivery SET lane = slot % ? WHERE target = ?", (count, target))
-    db.execute(
-        "INSERT INTO lane_count (target, lanes) VALUES (?, ?)"
-        " ON CONFLICT (target) DO UPDATE SET lanes = excluded.lanes",
-        (target, count),
-    )
-
-
-def _dealt(db: Db, target: str) -> int | None:
-    row = db.execute("SELECT lanes FROM lane_count WHERE target = ?", (target,)).fetchone()
-    return None if row is None else int(row["lanes"])
-
-
-def _take_up(db: Db, target: str, number: int, lanes: LaneCounts, now: datetime) -> None:
-    """Make due again what the previous runner was sending when it ended."""
-    if db.execute(f"{_SENDING} LIMIT 1", (target, number)).fetchone() is None:
-        return  # nor will anything be: whoever had the lane can claim no more
-    keep_open(db, target)
-    status = target_status(db, target)
-    for row in db.execute(f"{_SENDING} ORDER BY id FOR UPDATE", (target, number)).fetchall():
-        save_delivery(db, fitted(schedule.interrupted(delivery_of(row), now), status, now), lanes)
-
-
-_SENDING = "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state = 'sending'"
-
-
-def check_fence(db: Db, ticket: Ticket) -> None:
-    """Raise `LostLane` unless *ticket* is the newest, which it stays until the transaction ends."""
-    row = db.execute("SELECT owner, fence FROM lane WHERE name = ? FOR UPDATE", (ticket.lane,)).fetchone()
-    if row is None or row["fence"] != ticket.fence:
-        raise LostLane(
-            f"Lane {ticket.lane} was taken over by {row['owner'] if row else 'nobody'}; nothing was saved."
-        )
-
-
-def keep_open(db: Db, target: str) -> None:
-    """Have *target* stay as open or closed as it is until the transaction ends."""
-    db.lock(_door(target), shared=True)
-
-
-def open_or_close(db: Db, target: str) -> None:
-    """Wait until nobody builds on whether *target* is open, and have nobody do so until the transaction ends."""
-    db.lock(_door(target))
-
-
-def _door(target: str) -> str:
-    return f"target {target}"
-
-
-def fitted(delivery: Delivery, status: TargetStatus, now: datetime) -> Delivery:
-    """Return *delivery* in a state that fits whether the target is open, which may have changed a moment ago."""
-    closed = status.mode != "open"
-    if closed and delivery.state in {State.PENDING, State.RETRYING}:
-        return replace(delivery, state=State.HELD, reason=schedule.held_reason(status))
-    if not closed and delivery.state is State.HELD:
-        return replace(delivery, state=State.PENDING, reason=schedule.DUE_NOW, due_at=now)
-    return delivery
-
-
-def due_lanes(db: Db, lanes: LaneCounts, now: datetime) -> Due:
-    due: Due = {}
-    for row in db.execute("SELECT source FROM source_state").fetchall():
-        source = row["source"]
-        found = [db.execute(sql, (source,)).fetchone() for sql in _SOURCE_DUE]
-        moments = [row["due"] for row in found if row is not None and row["due"]]
-        if moments:
-            due[process_lane(source)] = max(from_iso(min(moments)), now)
-    in_use = lanes_in_use(db, lanes)
-    for target in lanes:
-        if target_status(db, target).mode != "open":
-            continue
-        for number in range(in_use[target]):
-            moment = next_due(db, target, number)
-            if moment is not None:
-                due[deliver_lane(target, number)] = max(moment, now)
-    return due
-
-
-_SOURCE_DUE = (
-    # The oldest by id, not the least moment: the index finds it without looking at the others.
-    "SELECT (SELECT received_at FROM inbound WHERE source = ? AND outcome = 'accepted' ORDER BY id LIMIT 1)"
-    " AS due",
-    "SELECT min(replay_at) AS due FROM contact WHERE source = ? AND replay_at IS NOT NULL",
-    "SELECT min(read_due) AS due FROM contact WHERE source = ? AND read_due IS NOT NULL",
-)
-
-
-def next_due(db: Db, target: str, number: int) -> datetime | None:
-    row = db.execute(
-        "SELECT min(due_at) AS due_at FROM delivery"
-        " WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')",
-        (target, number),
-    ).fetchone()
-    return None if row is None or row["due_at"] is None else from_iso(row["due_at"])
-
-
-# --- processing ------------------------------------------------------------------------------------------
 
 
 def work(db: Db, source: str, now: datetime, limit: int) -> Work:

@@ -12,19 +12,10 @@ from bridge.store.protocol import Filter, Health, Inbound, Page, Refusal, Source
 from bridge.store.sql import listing, totals
 from bridge.store.sql.conditions import Conditions
 from bridge.store.sql.database import Db, row_of
+from bridge.store.sql.facts import AUDIT, audit_of
+from bridge.store.sql.lanes import lanes_in_use, next_due
 from bridge.store.sql.listing import Place, Search
-from bridge.store.sql.processing import next_due
-from bridge.store.sql.rows import (
-    AUDIT,
-    INBOUND,
-    LaneCounts,
-    audit_of,
-    contact_of,
-    delivery_of,
-    inbound_of,
-    lanes_in_use,
-    target_status,
-)
+from bridge.store.sql.rows import INBOUND, LaneCounts, contact_of, delivery_of, inbound_of, target_status
 
 # --- lists -----------------------------------------------------------------------------------------------
 

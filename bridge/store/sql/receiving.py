@@ -15,7 +15,8 @@ from bridge.store.looking import Activity
 from bridge.store.protocol import NewInbound, Received, Refusal
 from bridge.store.sql import totals
 from bridge.store.sql.database import Db
-from bridge.store.sql.rows import VALUES_AT_ONCE, add_facts, digest, insert_many, insert_payloads
+from bridge.store.sql.facts import add_facts, digest, insert_payloads
+from bridge.store.sql.rows import VALUES_AT_ONCE, insert_many
 
 REFUSALS_KEPT = 200  # of each source
 

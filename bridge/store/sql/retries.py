@@ -19,7 +19,8 @@ from bridge.store.looking import Bulk, BulkState, FailureGroup
 from bridge.store.protocol import Filter
 from bridge.store.sql.conditions import Conditions
 from bridge.store.sql.database import Db, Row
-from bridge.store.sql.rows import LaneCounts, add_facts, delivery_of, save_delivery
+from bridge.store.sql.facts import add_facts
+from bridge.store.sql.rows import LaneCounts, delivery_of, save_delivery
 
 EXAMPLES = 3
 

@@ -11,7 +11,7 @@ from bridge.model import AuditEntry, State, iso
 from bridge.store.codec import to_json
 from bridge.store.protocol import Pair, Rules, Ruling
 from bridge.store.sql.database import Db, row_of
-from bridge.store.sql.rows import add_facts
+from bridge.store.sql.facts import add_facts
 
 CHANGED = "The rules changed; it is decided again by the new ones."
 

@@ -46,6 +46,7 @@ from bridge.store.protocol import (
 from bridge.store.sql import (
     delivering,
     keeping,
+    lanes,
     overviews,
     people,
     processing,
@@ -56,7 +57,8 @@ from bridge.store.sql import (
     totals,
 )
 from bridge.store.sql.database import Db
-from bridge.store.sql.rows import add_facts, target_status, written
+from bridge.store.sql.facts import add_facts
+from bridge.store.sql.rows import target_status, written
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,15 +118,15 @@ class SqlStore(ABC):
     # --- lanes ---
 
     def acquire(self, lane: str, owner: str, now: datetime) -> Ticket:
-        if (delivers := processing.read_lane(lane)) is not None and delivers[0] not in self._dealt:
+        if (delivers := lanes.read_lane(lane)) is not None and delivers[0] not in self._dealt:
             # Once, at the start: of processes that differ in it, the one that was started last counts.
             target, _ = delivers
-            self._write(processing.deal_out, target, self._lanes.get(target, 1))
+            self._write(lanes.deal_out, target, self._lanes.get(target, 1))
             self._dealt.add(target)
-        return self._write(processing.acquire, lane, owner, self._lanes, now)
+        return self._write(lanes.acquire, lane, owner, self._lanes, now)
 
     def due_lanes(self, now: datetime) -> dict[str, datetime]:
-        return self._read(processing.due_lanes, self._lanes, now)
+        return self._read(lanes.due_lanes, self._lanes, now)
 
     # --- processing ---
 

@@ -15,7 +15,7 @@ from bridge.model import iso, utc_now
 from bridge.store.migrations.sqlite import MIGRATIONS
 from bridge.store.sql import totals
 from bridge.store.sql.database import Db
-from bridge.store.sql.rows import bare_inbounds
+from bridge.store.sql.facts import bare_inbounds
 from bridge.store.sql.store import SqlStore
 from bridge.store.sqlite.file import SqliteFile
 from bridge.store.sqlite.words import SqliteDb
