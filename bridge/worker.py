@@ -192,6 +192,7 @@ class Worker:
             reason="A worker with other rules was started on this database, and those count. This one does "
             "nothing until it is started again with the same bridge.toml as that one.",
         )
+        self.engine.stop(0.0)  # lanes that it would only give back are the others'
         return False
 
     def _run(self, lane: str, ticket: Ticket) -> datetime | None:

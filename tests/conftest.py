@@ -22,7 +22,7 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, print_blob=True)  # HYPOTHESIS_PROFILE=explore make test
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-pytest.register_assert_rewrite("tests.store_contract", "tests.engine_contract")
+pytest.register_assert_rewrite("tests.store_contract", "tests.engine_contract", "tests.cluster")
 
 
 @pytest.fixture(scope="session")

@@ -281,17 +281,12 @@ def test_the_rules_of_the_worker_that_started_last_count(platforms: Platforms, u
         assert new.terminate() == 0
         # What arrives now waits for a worker with the rules in force.
         with psycopg.connect(url, autocommit=True) as connection, stream:
+
+            def engines() -> bool:
+                return connection.execute("SELECT 1 FROM procrastinate_workers").fetchone() is not None
+
+            until(lambda: not engines(), seconds=PATIENCE_S, what="the old worker's rest")
             stream.wait_for_everybody()
-
-            def last_job() -> int:
-                """Return the newest job of the source's lane: each run ends with a wake for later."""
-                row = connection.execute(
-                    "SELECT max(id) FROM procrastinate_jobs WHERE lock = 'process:shop'"
-                ).fetchone()
-                return int(row[0] or 0) if row else 0
-
-            before = last_job()
-            until(lambda: last_job() > before, seconds=PATIENCE_S, what="another look of the old worker")
         assert cluster.api("/inbound?outcome=accepted&limit=1")["items"]
         assert named("New Ana")
         assert len(cluster.events("worker.superseded")) == 1
