@@ -17,6 +17,7 @@ from bridge.targets.base import Job
 
 PROBE_S = 60.0  # before a held target is tried again, doubled each time
 PROBE_CAP_S = 1800.0
+LONGEST_ID = 255  # characters of a target's own id: more than any platform's, and not more than an index takes
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Push:
         self.unsure_since = None
 
     def link(self, target_id: str) -> None:
+        _check_id(target_id)
         self.store.link(self.ticket, self.claimed, target_id)
         self.unsure_since = None
 
@@ -70,7 +72,9 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
             # The create of unknown fate was sent with another key than the one wanted now.
             found = target.deliver(api, elder)
             job = replace(job, target_id=found.target_id, unsure_since=None, settled=True)
-        receipt = target.remove(api, job) if desired.gone else target.deliver(api, job)
+        said = target.remove(api, job) if desired.gone else target.deliver(api, job)
+        _check_id(said.target_id)
+        receipt = said
     except Superseded:
         held = _held(store, claimed)
         return store.finish(
@@ -151,6 +155,20 @@ def _elder(connection: TargetConnection, job: Job) -> Job | None:
     if not key or all(job.desired.fields.get(name) == value for name, value in key.items()):
         return None
     return replace(job, desired=Desired(fields=key, create=False), accepted=None)
+
+
+def _check_id(target_id: str | None) -> None:
+    """Refuse what no database can look up: the lane would try to store it again and again.
+
+    Raises:
+        Retryable: it is too long.
+    """
+    if target_id is not None and len(target_id) > LONGEST_ID:
+        raise Retryable(
+            f"The target calls the contact by an id of more than {LONGEST_ID} characters, which makes no sense.",
+            code="nonsense",
+            maybe_done=True,
+        )
 
 
 def _present(row: Delivery | None, claimed: Delivery) -> Delivery:
