@@ -70,6 +70,15 @@ class PostgresDb:
         if rows:
             RawCursor(self.connection).executemany(converted(sql), rows)
 
+    def for_each(
+        self, ids: Sequence[int], sql: str, values: Sequence[Any] = (), /
+    ) -> Iterable[tuple[int, list[DictRow]]]:
+        # At once: each statement is a way to the server and back.
+        found: dict[int, list[DictRow]] = {}
+        for row in self.execute(_FOR_EACH.format(sql=sql), (list(ids), *values)):
+            found.setdefault(row["each_id"], []).append(row)
+        return found.items()
+
     def array(self, values: Iterable[Any], /) -> list[Any]:
         return list(values)
 
@@ -91,6 +100,9 @@ class PostgresDb:
         self.due[lane] = min(when, self.due.get(lane, when))
 
 
+_FOR_EACH = (
+    "SELECT each.id AS each_id, found.* FROM unnest(?::bigint[]) each(id) JOIN LATERAL ({sql}) found ON TRUE"
+)
 _TAKE_IDS = "SELECT nextval(pg_get_serial_sequence(?, 'id')) AS id FROM generate_series(1, ?)"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('bridge ' || ?, 0))"
 _LOCK_SHARED = "SELECT pg_advisory_xact_lock_shared(hashtextextended('bridge ' || ?, 0))"

@@ -68,6 +68,15 @@ class Db(Protocol):
 
     def executemany(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None: ...
 
+    def for_each(
+        self, ids: Sequence[int], sql: str, values: Sequence[Any] = (), /
+    ) -> Iterable[tuple[int, list[Any]]]:
+        """Return the rows of *sql* for each of *ids*, which it calls ``each.id`` before any of its *values*.
+
+        Who has none may be left out.
+        """
+        ...
+
     def array(self, values: Iterable[Any], /) -> Any:
         """Return *values* as the one value that ``each_id(?)`` and ``each_text(?)`` take."""
         ...

@@ -94,8 +94,7 @@ def _spoken_of(db: Db, contacts: Sequence[int]) -> list[int] | None:
     """Return the inbounds that spoke of *contacts*; None when there may be more than can be told quickly."""
     each = max(1, listing.BUDGET // max(1, len(contacts)))
     found: set[int] = set()
-    for contact_id in contacts:
-        rows = db.execute(_INBOUNDS_OF, (contact_id, each)).fetchall()
+    for _, rows in db.for_each(contacts, _INBOUNDS_OF, (each,)):
         if len(rows) == each:
             return None
         found |= {row["inbound_id"] for row in rows if row["inbound_id"] is not None}
@@ -104,7 +103,7 @@ def _spoken_of(db: Db, contacts: Sequence[int]) -> list[int] | None:
 
 _INBOUNDS_OF = (
     "SELECT a.inbound_id FROM contact c JOIN audit a ON a.source = c.source AND a.source_id = c.source_id"
-    " WHERE c.id = ? LIMIT ?"
+    " WHERE c.id = each.id LIMIT ?"
 )
 
 
@@ -250,7 +249,7 @@ def _useful(narrowed: Filter) -> list[str]:
 
 _NEWEST_OF = """
 SELECT a.at, a.id FROM contact c JOIN audit a ON a.source = c.source AND a.source_id = c.source_id
-WHERE c.id = ? AND {span} ORDER BY a.at DESC, a.id DESC LIMIT ?
+WHERE c.id = each.id AND {span} ORDER BY a.at DESC, a.id DESC LIMIT ?
 """
 
 
@@ -262,11 +261,11 @@ def _facts_of(db: Db, search: Search, people: Sequence[int], after: Place | None
     statement = _NEWEST_OF.format(span=span.sql)
     places: list[Place] = []
     known_to: Place | None = None
-    for contact_id in people:
-        rows = db.execute(statement, [contact_id, *span.values, each]).fetchall()
-        places += [(row["at"], row["id"]) for row in rows]
-        if len(rows) == each:
-            known_to = max(known_to or places[-1], places[-1])
+    for _, rows in db.for_each(people, statement, [*span.values, each]):
+        theirs = [(row["at"], row["id"]) for row in rows]
+        places += theirs
+        if len(theirs) == each:
+            known_to = max(known_to or min(theirs), min(theirs))
     # Of somebody there may be more: what is older than the last that is known of him may not be all there is.
     search.only = [row_id for at, row_id in places if known_to is None or (at, row_id) >= known_to]
     search.known_to = known_to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -41,6 +41,13 @@ class SqliteDb:
 
     def executemany(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
         self._connection.executemany(in_its_words(sql), rows)
+
+    def for_each(
+        self, ids: Sequence[int], sql: str, values: Sequence[Any] = (), /
+    ) -> Iterator[tuple[int, list[sqlite3.Row]]]:
+        statement = sql.replace("each.id", "?")
+        for one in ids:
+            yield one, self.execute(statement, (one, *values)).fetchall()
 
     def array(self, values: Iterable[Any], /) -> str:
         return to_json(list(values))
