@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 import requests
@@ -123,13 +123,36 @@ def _storable(value: Any) -> Any:
     return value
 
 
+Fetch = Callable[[], tuple[str, float]]  # asks for an access token; gives it, and how many seconds it may be used
+
+
+class Access(Protocol):
+    """The access token of an account, which all processes that call it have in common."""
+
+    def token(self, fetch: Fetch, *, key: str, refused: str = "") -> tuple[str, float]:
+        """Return the token, and for how many seconds it may be used.
+
+        Where there is none, or the one that was *refused*, one process does *fetch* it and the others wait. It is
+        kept such that only who has *key*, the secret that it is given out for, can read it.
+        """
+        ...
+
+
+class OwnAccess:
+    """Of a process that has it with nobody in common."""
+
+    def token(self, fetch: Fetch, *, key: str, refused: str = "") -> tuple[str, float]:
+        return fetch()
+
+
 class Api:
     """Calls to one configured base, for one attempt: it keeps what was said for the audit log.
 
     *take* is called before every request and waits for, or refuses, a turn within the account's quota.
     *before_create* is called before a request that must not be repeated blindly, to note durably that its fate
     is unknown until an answer arrives; *create_refused* when the answer is a plain no. *turn* stands in for *take*
-    before a request that completes a write already made: it may wait, but must not stop for newer state.
+    before a request that completes a write already made: it may wait, but must not stop for newer state. *access*
+    is for adapters whose platform gives out tokens.
     """
 
     def __init__(
@@ -141,6 +164,7 @@ class Api:
         turn: Callable[[], None] | None = None,
         before_create: Callable[[], None] = lambda: None,
         create_refused: Callable[[], None] = lambda: None,
+        access: Access | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         read_timeout_s: float = READ_TIMEOUT_S,
         total_timeout_s: float = TOTAL_TIMEOUT_S,
@@ -151,6 +175,7 @@ class Api:
         self.turn = turn or take
         self.before_create = before_create
         self.create_refused = create_refused
+        self.access = access or OwnAccess()
         self.timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
         self.total_timeout_s = total_timeout_s
         self.exchanges: list[Exchange] = []

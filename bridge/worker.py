@@ -22,7 +22,7 @@ from bridge.engine.protocol import Chore, Engine
 from bridge.errors import LostLane, Retryable
 from bridge.lanes import deliver_lane, process_lane
 from bridge.model import Delivery, utc_now
-from bridge.outbound import Api, new_session
+from bridge.outbound import Access, Api, new_session
 from bridge.store.protocol import Pair, Store, TargetStatus, Ticket
 
 TURN_S = 3.0  # a lane does what is due for about this long, then lets the engine look around
@@ -261,6 +261,7 @@ class Worker:
                 turn=self._turn_at(connection),
                 before_create=push.before_create,
                 create_refused=push.create_refused,
+                access=self._access(connection),
             )
             began_ns = time.time_ns()
             settle = timedelta(seconds=self.config.bridge.settle_s)
@@ -292,11 +293,19 @@ class Worker:
             return status
         if status.probe_at is not None and status.probe_at > now:
             return status
-        api = Api(connection.base_url, session=self._session(), take=self._turn_at(connection))
+        api = Api(
+            connection.base_url,
+            session=self._session(),
+            take=self._turn_at(connection),
+            access=self._access(connection),
+        )
         opened = pipeline.probe(connection, api, self.store, status, now)
         if opened.mode == "open":
             self.wake_due()
         return opened
+
+    def _access(self, connection: TargetConnection) -> Access:
+        return pipeline.SharedAccess(self.store, connection.name, self.clock, self._stopping.wait)
 
     def _turn_at(
         self, connection: TargetConnection, ticket: Ticket | None = None, claimed: Delivery | None = None

@@ -29,6 +29,7 @@ from bridge.model import (
     Want,
 )
 from bridge.store.protocol import (
+    AccessToken,
     Attempt,
     Decision,
     Filter,
@@ -1089,6 +1090,47 @@ class StoreContract:
         assert not store.receive([inbound("old", received_at=NOW + 2 * MINUTE)])[0].duplicate
         assert store.receive([inbound("new")])[0].duplicate
         assert store.replay_inbound(NOW, "ann", [old.id]) == 0
+
+    # --- access tokens of targets ---
+
+    def test_an_access_token_is_each_targets_own_until_another_is_kept(self, store: Store) -> None:
+        first = AccessToken(b"\x00sealed", NOW + MINUTE)
+        assert store.access_token("sms") is None
+        store.keep_access("sms", first)
+        assert store.access_token("sms") == first
+        assert store.access_token("mail") is None
+        store.keep_access("sms", AccessToken(b"another", NOW + 2 * MINUTE))
+        assert store.access_token("sms") == AccessToken(b"another", NOW + 2 * MINUTE)
+        store.keep_access("sms", None)
+        assert store.access_token("sms") is None
+
+    def test_one_is_to_renew_access_until_its_time_is_over(self, store: Store) -> None:
+        assert store.renew_access("sms", None, NOW, NOW + MINUTE)
+        assert store.access_token("sms") is None
+        assert not store.renew_access("sms", None, NOW, NOW + MINUTE)
+        assert not store.renew_access("sms", None, NOW + MINUTE - SECOND, NOW + 2 * MINUTE)
+        assert store.renew_access("mail", None, NOW, NOW + MINUTE)
+        assert store.renew_access("sms", None, NOW + MINUTE, NOW + 2 * MINUTE)
+
+    def test_only_who_saw_the_token_that_is_there_may_renew_it(self, store: Store) -> None:
+        first, second = AccessToken(b"first", NOW), AccessToken(b"second", NOW)
+        assert store.renew_access("sms", None, NOW, NOW + MINUTE)
+        store.keep_access("sms", first)
+        assert not store.renew_access("sms", None, NOW, NOW + MINUTE)
+        assert store.renew_access("sms", first, NOW, NOW + MINUTE)
+        assert store.access_token("sms") == first
+        store.keep_access("sms", second)
+        assert not store.renew_access("sms", first, NOW, NOW + MINUTE)
+        assert store.renew_access("sms", second, NOW, NOW + MINUTE)
+
+    def test_whoever_gives_up_renewing_access_leaves_it_to_anybody(self, store: Store) -> None:
+        assert store.renew_access("sms", None, NOW, NOW + MINUTE)
+        store.keep_access("sms", None)
+        assert store.renew_access("sms", None, NOW, NOW + MINUTE)
+
+    def test_of_many_at_once_one_renews_access(self, store: Store) -> None:
+        told = in_threads(lambda number: store.renew_access("sms", None, NOW, NOW + MINUTE), 6)
+        assert sorted(told) == [False] * 5 + [True]
 
     # --- tokens and migrations ---------------------------------------------------------------------------
 

@@ -83,7 +83,13 @@ class TestSqliteLooking(LookingContract):
 @pytest.fixture
 def store(path: Path) -> Iterator[SqliteStore]:
     with closing(SqliteStore(path, LANES)) as store:
-        assert store.migrate() == ["0001_first", "0002_looking", "0003_lag", "0004_as_on_postgresql"]
+        assert store.migrate() == [
+            "0001_first",
+            "0002_looking",
+            "0003_lag",
+            "0004_as_on_postgresql",
+            "0005_access_token",
+        ]
         yield store
 
 

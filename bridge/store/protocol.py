@@ -69,6 +69,7 @@ class Inbound:
     signed_at: datetime | None
     processed_at: datetime | None
     repeats: int = 0  # how many times all of it came again
+    event_types: tuple[str, ...] = ()  # what the CRM calls what happened; known once it was processed
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class InboundResult:
     outcome: Outcome
     reason: str = ""
     forget: bool = False  # it speaks of an erased person: delete its payload
+    event_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,14 @@ class TargetStatus:
     by: str = ""  # who paused or resumed it
     probe_at: datetime | None = None  # held: when bridge tries the credentials again
     refusals: int = 0  # in a row
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    """What a target lets us in with, *sealed*: its key is not in the database."""
+
+    sealed: bytes
+    use_until: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +402,23 @@ class Store(Looking, Protocol):
     def clear_refusals(self, target: str) -> None: ...
 
     def target_status(self, target: str) -> TargetStatus: ...
+
+    # --- access tokens of targets ---
+
+    def access_token(self, target: str) -> AccessToken | None:
+        """Return the token that was kept last; it may be of the past."""
+        ...
+
+    def renew_access(self, target: str, seen: AccessToken | None, now: datetime, until: datetime) -> bool:
+        """Say whether it is the caller who is to ask for a token in place of the one *seen*, and to keep it.
+
+        It is not while somebody else was told so, up to the moment that was *until* then, or has kept another.
+        """
+        ...
+
+    def keep_access(self, target: str, token: AccessToken | None) -> None:
+        """Keep the token, which ends its renewal. None: there is none, and anybody may ask for one."""
+        ...
 
     # --- replay ---
 

@@ -91,8 +91,8 @@ PARTS: Sequence[Part] = (
     _whole("login_link", "link_id"),
     *(_total(name) for name in TOTALS),  # behind the rows that they are counted of
 )
-# The key of all digests is taken over by itself; who is alive is of no use elsewhere.
-LEFT_OUT = frozenset({"meta", "beat"})
+# The key of all digests is taken over by itself; who is alive is of no use elsewhere, and secrets are not copied.
+LEFT_OUT = frozenset({"meta", "beat", "access_token"})
 
 EARLIER_USES = """
 CREATE TEMP TABLE earlier_use (payload_id INTEGER NOT NULL, day TEXT NOT NULL, at TEXT NOT NULL,

@@ -204,6 +204,7 @@ CREATE TABLE inbound (
   outcome TEXT NOT NULL,                 -- 'accepted' means: to be processed
   reason TEXT NOT NULL,
   events INTEGER NOT NULL,
+  event_types TEXT NOT NULL DEFAULT '[]',  -- JSON: what the CRM calls what happened
   secret_index INTEGER NOT NULL,
   signed_at TIMESTAMPTZ,
   processed_at TIMESTAMPTZ,
@@ -327,6 +328,13 @@ CREATE TABLE target_status (
   by TEXT NOT NULL DEFAULT '',
   probe_at TIMESTAMPTZ,
   refusals INTEGER NOT NULL DEFAULT 0
+);
+
+CREATE TABLE access_token (
+  target TEXT PRIMARY KEY,
+  sealed BYTEA,                          -- null: the first one was asked for
+  use_until TIMESTAMPTZ,
+  renewed_by TIMESTAMPTZ                 -- the moment by which whoever asked for another has it
 );
 
 CREATE TABLE target_push (

@@ -52,8 +52,19 @@ def as_on_postgresql(db: Database) -> None:
     """Keep headers and query of a receipt with its body, so that they go with it. Older ones stay as they are."""
     db.execute("ALTER TABLE payload ADD COLUMN url TEXT")
     db.execute("ALTER TABLE payload ADD COLUMN headers TEXT")
+    # What the CRM calls what happened; of what was processed before, nobody noted it.
+    db.execute("ALTER TABLE inbound ADD COLUMN event_types TEXT NOT NULL DEFAULT '[]'")
     # Where totals are added up later, this is the quick way to single ones; here they are as they are.
     db.execute("CREATE VIEW activity_parts AS SELECT * FROM activity")
+
+
+@MIGRATIONS(name="0005_access_token")
+def access_token(db: Database) -> None:
+    """Add what targets let us in with."""
+    db.execute(
+        "CREATE TABLE access_token (target TEXT PRIMARY KEY, sealed BLOB, use_until TEXT, renewed_by TEXT)"
+        " WITHOUT ROWID"
+    )
 
 
 def _run(db: Database, script: str) -> None:

@@ -27,6 +27,7 @@ from bridge.store.looking import (
     User,
 )
 from bridge.store.protocol import (
+    AccessToken,
     Attempt,
     Decision,
     Filter,
@@ -44,6 +45,7 @@ from bridge.store.protocol import (
     Work,
 )
 from bridge.store.sql import (
+    access,
     delivering,
     keeping,
     lanes,
@@ -223,6 +225,17 @@ class SqlStore(ABC):
 
     def target_status(self, target: str) -> TargetStatus:
         return self._read(target_status, target)
+
+    # --- access tokens of targets ---
+
+    def access_token(self, target: str) -> AccessToken | None:
+        return self._read(access.token, target)
+
+    def renew_access(self, target: str, seen: AccessToken | None, now: datetime, until: datetime) -> bool:
+        return self._write_lazily(access.renew, target, seen, now, until)
+
+    def keep_access(self, target: str, token: AccessToken | None) -> None:
+        self._write_lazily(access.keep, target, token)
 
     # --- replay ---
 

@@ -52,7 +52,7 @@ class SaidStop(Permanent):
 
 
 class Tokens:
-    """The account's access token, in memory only; one thread fetches it and the others wait for it.
+    """The account's access token: one thread of one process fetches it, and all others wait for it.
 
     https://developer.sakari.io/api-reference/authentication/get-token-for-accessing-apis
     """
@@ -64,19 +64,26 @@ class Tokens:
         self._lock = threading.Lock()
         self._token = ""
         self._use_until = 0.0  # by the clock
+        self._refused = ""
 
     def current(self, api: Api, *, finishes: bool) -> str:
         with self._lock:
             if not self._token or self._clock() >= self._use_until:
-                self._token, life_s = self._fetch(api, finishes=finishes)
-                self._use_until = self._clock() + life_s - TOKEN_EARLY_S
+                self._token, left_s = api.access.token(
+                    lambda: self._fetch(api, finishes=finishes), key=self._key(api), refused=self._refused
+                )
+                self._use_until = self._clock() + left_s
             return self._token
 
     def drop(self, token: str) -> None:
-        """Forget *token*, unless another thread has replaced it by now."""
+        """Forget *token*, which was refused, unless another thread has replaced it by now."""
         with self._lock:
             if self._token == token:
-                self._token = ""
+                self._token, self._refused = "", token
+
+    def _key(self, api: Api) -> str:
+        """Return a secret that is another one as soon as the token is another account's."""
+        return "\n".join((self._client_id.reveal(), self._client_secret.reveal(), api.base_url))
 
     def _fetch(self, api: Api, *, finishes: bool) -> tuple[str, float]:
         """Return a new token and for how many seconds it may be used."""
@@ -99,7 +106,7 @@ class Tokens:
         token = body.get("access_token") if isinstance(body, dict) else None
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
             raise Retryable("Sakari answered without an access token.", code="nonsense", status=reply.status)
-        return token, self._life_s(token, body)
+        return token, self._life_s(token, body) - TOKEN_EARLY_S
 
     def _life_s(self, token: str, body: Json) -> float:
         """Return how long the token lives, by the shortest of what is said about it."""
