@@ -341,6 +341,7 @@ def inbound_of(row: Row) -> Inbound:
         signed_at=maybe_moment(row["signed_at"]),
         processed_at=maybe_moment(row["processed_at"]),
         repeats=row["repeats"],
+        event_types=tuple(json.loads(row["event_types"])),
     )
 
 
