@@ -131,6 +131,7 @@ class Event:
     changes: tuple[Change, ...] = ()
     ignored: str = ""  # genuine, but nothing for us
     unreadable: str = ""  # genuine, but it makes no sense to us
+    type: str = ""  # what the sender calls such events, as it wrote it: "contact.propertyChange"
 
 
 # --- what is known ---------------------------------------------------------------------------------------
@@ -313,3 +314,4 @@ class AuditEntry:
     fields: tuple[str, ...] = ()  # names of the fields it was about
     detail: Any = None  # personal: JSON kept as a payload, so that it can be pruned and erased
     id: int | None = None  # given by the store
+    event_types: tuple[str, ...] = ()  # of the inbound, told by the store: what the CRM calls what happened

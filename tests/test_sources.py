@@ -76,9 +76,12 @@ def one_change(source: Source, body: object, received_at: datetime = NOW, **head
 
 def shown(event: Event) -> dict[str, Any]:
     """Return an event as the files beside the recordings have it."""
+    told: dict[str, Any] = {
+        name: text for name in ("type", "ignored", "unreadable") if (text := getattr(event, name))
+    }
     if event.ignored or event.unreadable:
-        return {name: text for name in ("ignored", "unreadable") if (text := getattr(event, name))}
-    return {"changes": [shown_change(change) for change in event.changes]}
+        return told
+    return {**told, "changes": [shown_change(change) for change in event.changes]}
 
 
 def shown_change(change: Change) -> dict[str, Any]:

@@ -109,8 +109,8 @@ Row = dict[str, Any]
 
 COLUMNS: Mapping[str, Sequence[str]] = {
     "inbound": (
-        "id", "source", "received_at", "outcome", "reason", "events", "repeats", "signed_at", "processed_at",
-        "payload_kept",
+        "id", "source", "received_at", "outcome", "reason", "events", "event_types", "repeats", "signed_at",
+        "processed_at", "payload_kept",
     ),
     # One line for each field of a contact: what fields there are differs from contact to contact.
     "contacts": ("source", "source_id", "alive", "field", "value", "occurred_at"),
@@ -119,8 +119,8 @@ COLUMNS: Mapping[str, Sequence[str]] = {
         "next_attempt_at", "error", "status",
     ),
     "audit": (
-        "id", "at", "kind", "outcome", "reason", "source", "source_id", "target", "inbound", "attempt",
-        "status", "error", "duration_ms", "fields",
+        "id", "at", "kind", "outcome", "reason", "source", "source_id", "target", "inbound", "event_types",
+        "attempt", "status", "error", "duration_ms", "fields",
     ),
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ from bridge.outbound import Api
 from bridge.pipeline.merging import lineage, load, merge_all
 from bridge.pipeline.reading import after_reading, read, unless_readable, wants_read
 from bridge.rules import Route
-from bridge.sources.base import Genuine, change_fields
+from bridge.sources.base import Genuine, change_fields, event_types
 from bridge.store.protocol import Decision, Inbound, InboundResult, Store, Ticket, Work
 
 # What is queued is sorted by contact before it is dealt with, since a burst goes around: an import that touches
@@ -168,7 +168,8 @@ def _storable(event: Event) -> bool:
 
 
 def _unfit(event: Event) -> Event:
-    return Event(event.key, unreadable="The id of its contact holds characters that are no text.")
+    why = "The id of its contact holds characters that are no text."
+    return Event(event.key, unreadable=why, type=event.type)
 
 
 def _first_account(parsed: Iterable[Parsed]) -> str | None:
@@ -236,22 +237,27 @@ def _decide(
 
 def _result(one: Parsed, account: str | None, known: Mapping[RecordKey, Contact]) -> InboundResult:
     """Say what became of an inbound as a whole."""
+    outcome, reason, forget = _outcome(one, account, known)
+    types = event_types(one.events) or one.inbound.event_types  # without a body, those of before
+    return InboundResult(one.inbound.id, outcome, reason, forget, types)
+
+
+def _outcome(one: Parsed, account: str | None, known: Mapping[RecordKey, Contact]) -> tuple[Outcome, str, bool]:
+    """Return the outcome of an inbound with its reason, and whether it speaks of somebody erased."""
     changes = [change for event in one.events for change in event.changes]
     ours = [change for change in changes if not _foreign(change, account)]
     forget = any((contact := known.get(change.key)) is not None and contact.erased for change in ours)
     unreadable = one.problem or next((event.unreadable for event in one.events if event.unreadable), "")
     if unreadable:
-        return InboundResult(one.inbound.id, Outcome.UNREADABLE, unreadable, forget)
+        return Outcome.UNREADABLE, unreadable, forget
     if ours:
         people = len({change.key for change in ours})
-        return InboundResult(
-            one.inbound.id, Outcome.PROCESSED, f"Spoke of {people} contact{'s' * (people != 1)}.", forget
-        )
+        return Outcome.PROCESSED, f"Spoke of {people} contact{'s' * (people != 1)}.", forget
     if changes:
         reason = "It is from another CRM account than the one this source was first heard from."
-        return InboundResult(one.inbound.id, Outcome.IGNORED, reason)
+        return Outcome.IGNORED, reason, False
     reasons = sorted({event.ignored for event in one.events if event.ignored})
-    return InboundResult(one.inbound.id, Outcome.IGNORED, " ".join(reasons) or "It holds no events.")
+    return Outcome.IGNORED, " ".join(reasons) or "It holds no events.", False
 
 
 def _facts(

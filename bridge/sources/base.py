@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NoReturn, Protocol
 
 from bridge.errors import SourceUnavailable
@@ -157,6 +158,22 @@ _CONFIDENTIAL = (
 def is_confidential(name: str) -> bool:
     """Say whether a header of this lower-case name carries a credential, or the address of whoever sent it."""
     return any(part in name for part in _CONFIDENTIAL)
+
+
+TYPES_KEPT = 5
+LONGEST_TYPE = 100  # characters
+
+
+def event_types(events: Sequence[Event]) -> tuple[str, ...]:
+    """Return what the sender calls *events*: a few names at most, each once, fit to be kept for good and shown."""
+    names = filter(None, map(_type_name, dict.fromkeys(event.type for event in events)))
+    return tuple(islice(dict.fromkeys(names), TYPES_KEPT))
+
+
+def _type_name(text: str) -> str:
+    # A sender may put anything there. What could be somebody's address or number is no name of a type.
+    name = "".join(letter for letter in text[:LONGEST_TYPE] if letter.isprintable()).strip()
+    return name if "@" not in text and any(letter.isalpha() for letter in name) else ""
 
 
 def change_fields(changes: Sequence[Change]) -> tuple[str, ...]:

@@ -36,6 +36,8 @@ from bridge.sources.sampling import SAMPLE_NUMBER, Sampling, made_up
 
 CONTACTS = "0-1"  # the objectTypeId of contacts in the generic object.* events
 READ_LIMIT = 100
+OTHER_KIND = "It is about another kind of HubSpot object, not about contacts."
+OTHER_ACCOUNT = "It is from another HubSpot account than the configured portal_id."
 REDACTED = "REDACTED"  # what HubSpot writes in place of a sensitive value; it is never a value
 CODE = re.compile(r"[A-Z_]{1,60}")
 
@@ -147,21 +149,22 @@ class HubSpot:
         if thing not in {"contact", "object"} or not action:
             if not word:
                 return Event(_content_key(item), unreadable="It does not say what happened (no subscriptionType).")
-            return Event(key, ignored=f"'{short(word)}' is not about contacts.")
+            return Event(key, ignored=f"'{short(word)}' is not about contacts.", type=word)
         if thing == "object" and item.get("objectTypeId") != CONTACTS:
-            return Event(key, ignored="It is about another kind of HubSpot object, not about contacts.")
+            return Event(key, ignored=OTHER_KIND, type=word)
         if action not in KINDS:
-            return Event(key, ignored=f"'{short(word)}' changes no field of a contact.")
+            return Event(key, ignored=f"'{short(word)}' changes no field of a contact.", type=word)
         account = text_or_none(item.get("portalId"))
         if self._is_foreign(account):
-            return Event(key, ignored="It is from another HubSpot account than the configured portal_id.")
+            return Event(key, ignored=OTHER_ACCOUNT, type=word)
         try:
             version = Version(moment(item.get("occurredAt"), "occurredAt"), _event_id(item))
             changes = tuple(self._changes(KINDS[action], item, version))
         except Unclear as error:
             # Not under the event's own key: nonsense must not pass for the event that it resembles.
-            return Event(_content_key(item), unreadable=str(error))
-        return Event(key, tuple(clamp(replace(change, account=account), received_at) for change in changes))
+            return Event(_content_key(item), unreadable=str(error), type=word)
+        clamped = tuple(clamp(replace(change, account=account), received_at) for change in changes)
+        return Event(key, clamped, type=word)
 
     def _changes(self, kind: Kind, item: Mapping[str, Any], version: Version) -> Iterator[Change]:
         if kind is Kind.MERGED:
@@ -208,9 +211,9 @@ class HubSpot:
         account = text_or_none(body.get("portal-id")) or text_or_none(body.get("portalId"))
         key = event_key("workflow", account, content)
         if body.get("objectTypeId") not in (None, CONTACTS) or body.get("is-contact") is False:
-            return Event(key, ignored="It is about another kind of HubSpot object, not about contacts.")
+            return Event(key, ignored=OTHER_KIND)
         if self._is_foreign(account):
-            return Event(key, ignored="It is from another HubSpot account than the configured portal_id.")
+            return Event(key, ignored=OTHER_ACCOUNT)
         properties = body["properties"] if isinstance(body.get("properties"), dict) else _flat(body)
         try:
             record = self._record(_workflow_id(body, properties))

@@ -60,6 +60,12 @@ class Payload:
         default="",
         metadata={"help": "what tells repeats of the event; default: the sender's id, else its content"},
     )
+    event_type: str = field(
+        default="",
+        metadata={
+            "help": "what the sender calls such events, to be shown; default: 'type' of the item, else of the body"
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,9 @@ class Mapped:
                 self.fields = _compile("fields", payload.fields)
             with complaints.look():
                 self.event_id = _compile("event_id", payload.event_id) if payload.event_id else None
+            with complaints.look():
+                self.event_type = _compile("event_type", payload.event_type) if payload.event_type else None
+        self._typed = _typed(payload)
 
     def events(self, body: bytes, delivery: Delivery) -> list[Event]:
         """Return one event for each item.
@@ -109,23 +118,26 @@ class Mapped:
         if len(items) > MAX_ITEMS:
             raise BadPayload(f"The body holds more than {MAX_ITEMS:,} items.")
         if not items:
-            return [Event(event_key(fingerprint(content)), ignored="The request is about no contact: no items.")]
+            key, type_ = event_key(fingerprint(content)), self._type({**common, "item": None})
+            return [Event(key, ignored="The request is about no contact: no items.", type=type_)]
         return distinct(
             self._event(number, {**common, "item": item}, delivery) for number, item in enumerate(items)
         )
 
     def _event(self, number: int, variables: Mapping[str, Any], delivery: Delivery) -> Event:
         """Return the event of the item with this *number*; one that makes no sense says why."""
+        type_ = self._type(variables)
         try:
             kind = self._kind(variables)
             if kind is None:
-                return Event(_unread(number, variables, delivery), ignored="The payload's kind says to ignore it.")
+                key = _unread(number, variables, delivery)
+                return Event(key, ignored="The payload's kind says to ignore it.", type=type_)
             source_id = self._id(variables)
             said_at = self._said_at(variables)
             given_id = self._given_id(variables)
             fields = self._fields(variables) if kind in {Kind.CHANGED, Kind.CREATED} else {}
         except Unclear as error:
-            return Event(_unread(number, variables, delivery), unreadable=str(error))
+            return Event(_unread(number, variables, delivery), unreadable=str(error), type=type_)
         order = f"{number:05d}"  # of two items with one moment, the later in the list counts
         if given_id:
             key, event_id = event_key(given_id, source_id), f"{given_id}:{order}"
@@ -139,7 +151,17 @@ class Mapped:
             key, event_id = receipt_key(seen_at, number, item), f"{order}:{item}"
         occurred_at = said_at or delivery.signed_at or delivery.received_at
         change = Change(RecordKey(self.source, source_id), kind, Version(occurred_at, event_id), fields)
-        return Event(key, (clamp(change, delivery.received_at),))
+        return Event(key, (clamp(change, delivery.received_at),), type=type_)
+
+    def _type(self, variables: Mapping[str, Any]) -> str:
+        """Return what the sender calls the event, "" where it has no word for it."""
+        if self.event_type is None:
+            return next((word for part in self._typed if (word := _type_in(variables[part]))), "")
+        try:
+            found = self.event_type.evaluate(variables)
+        except BadValue:  # it is there to be looked at: nothing else depends on it
+            return ""
+        return found if isinstance(found, str) else ""
 
     def _kind(self, variables: Mapping[str, Any]) -> Kind | None:
         word = _value(self.kind, variables, "kind")
@@ -172,6 +194,19 @@ class Mapped:
         if not isinstance(found, dict):
             raise Unclear("The expression payload.fields gives no object for this item.")
         return found
+
+
+def _typed(payload: Payload) -> tuple[str, ...]:
+    """Return where the type of an event may stand; where that is the contact as a whole, it is a field of it."""
+    contact = payload.fields.strip()
+    if contact in {"item", "body"} and payload.items == ONE_ITEM:
+        return ()
+    return tuple(part for part in ("item", "body") if part != contact)
+
+
+def _type_in(part: Any) -> str:
+    found = part.get("type") if isinstance(part, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def _unread(number: int, variables: Mapping[str, Any], delivery: Delivery) -> str:

@@ -41,6 +41,7 @@ KINDS = {
     "deleted": Kind.DELETED,
     "merged": Kind.CHANGED,  # sent of the person that stays
 }
+OTHER_COMPANY = "It is from another Pipedrive company than the configured company_id."
 LABELS = ("work", "home", "mobile", "other")  # of phones and e-mail addresses, in Pipedrive's own lists
 
 KNOWN_FIELDS = (
@@ -103,17 +104,18 @@ class Pipedrive:
         return [self._event(said, received_at)]
 
     def _event(self, said: _Said, received_at: datetime) -> Event:
+        word = ".".join(filter(None, (said.action, said.entity)))
         if said.entity != PERSON:
-            return Event(said.key, ignored=f"'{short(said.entity)}' is not about persons.")
+            return Event(said.key, ignored=f"'{short(said.entity)}' is not about persons.", type=word)
         if said.action not in KINDS:
-            return Event(said.key, ignored=f"The action '{short(said.action)}' changes no person.")
+            return Event(said.key, ignored=f"The action '{short(said.action)}' changes no person.", type=word)
         if self._company_id is not None and said.account is not None and said.account != self._company_id:
-            return Event(said.key, ignored="It is from another Pipedrive company than the configured company_id.")
+            return Event(said.key, ignored=OTHER_COMPANY, type=word)
         try:
             change = self._change(said)
         except Unclear as error:
-            return Event(said.key, unreadable=str(error))
-        return Event(said.key, (clamp(change, received_at),))
+            return Event(said.key, unreadable=str(error), type=word)
+        return Event(said.key, (clamp(change, received_at),), type=word)
 
     def _change(self, said: _Said) -> Change:
         kind = KINDS[said.action]

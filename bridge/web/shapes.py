@@ -28,6 +28,11 @@ class Output(BaseModel):
 # --- lists -----------------------------------------------------------------------------------------------
 
 
+EventTypes = Annotated[
+    list[str], Field(description="What the CRM calls what happened, as `contact.propertyChange`; at most five.")
+]
+
+
 class InboundItem(Output):
     """A stored webhook."""
 
@@ -37,6 +42,7 @@ class InboundItem(Output):
     outcome: Outcome
     reason: Annotated[str, Field(description="Why the outcome is what it is.")]
     events: Annotated[int, Field(description="How many events it holds.")]
+    event_types: EventTypes
     repeats: Annotated[int, Field(description="How many times all of it came again.")]
     signed_at: datetime | None
     processed_at: datetime | None
@@ -126,6 +132,7 @@ class AuditItem(Output):
     source_id: str | None
     target: str | None
     inbound: int | None
+    event_types: EventTypes
     attempt: int | None
     status: int | None
     error: str | None
@@ -183,6 +190,7 @@ class ChangeItem(Output):
 
 class EventItem(Output):
     key: str
+    type: Annotated[str, Field(description="What the CRM calls it; empty where it does not say.")]
     changes: list[ChangeItem]
     ignored: Annotated[str, Field(description="Why the event is nothing for bridge.")]
     unreadable: Annotated[str, Field(description="Why the event makes no sense.")]
@@ -316,6 +324,7 @@ def _inbound(inbound: protocol.Inbound) -> dict[str, Any]:
         "outcome": inbound.outcome,
         "reason": inbound.reason,
         "events": inbound.events,
+        "event_types": list(inbound.event_types),
         "repeats": inbound.repeats,
         "signed_at": inbound.signed_at,
         "processed_at": inbound.processed_at,
@@ -348,6 +357,7 @@ def payload(body: bytes) -> Payload:
 def event_item(event: Event) -> EventItem:
     return EventItem(
         key=event.key,
+        type=event.type,
         changes=[change_item(change) for change in event.changes],
         ignored=event.ignored,
         unreadable=event.unreadable,
@@ -459,6 +469,7 @@ def audit_item(entry: AuditEntry) -> AuditItem:
         source_id=entry.source_id,
         target=entry.target,
         inbound=entry.inbound_id,
+        event_types=list(entry.event_types),
         attempt=entry.attempt,
         status=entry.status,
         error=entry.error,

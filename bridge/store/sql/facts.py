@@ -20,7 +20,11 @@ def digest(salt: bytes, scope: str, content: bytes) -> bytes:
     return hashlib.blake2b(scope.encode("utf-8", "surrogatepass") + b"\x00" + content, key=salt).digest()[:16]
 
 
-AUDIT = "SELECT a.*, p.body FROM audit a LEFT JOIN payload p ON p.digest = a.digest AND same_day(p, a.at)"
+# Looked up for each entry, which are few; joined, a database might go through all inbounds.
+AUDIT = (
+    "SELECT a.*, p.body, (SELECT i.event_types FROM inbound i WHERE i.id = a.inbound_id) AS event_types"
+    " FROM audit a LEFT JOIN payload p ON p.digest = a.digest AND same_day(p, a.at)"
+)
 
 
 PAYLOAD = ("digest", "body", "created_at", "url", "headers")
@@ -108,6 +112,7 @@ def audit_of(row: Row) -> AuditEntry:
         fields=tuple(json.loads(row["fields"])),
         detail=detail,
         id=row["id"],
+        event_types=tuple(json.loads(row["event_types"] or "[]")),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from bridge import schedule
 from bridge.lanes import deliver_lane, process_lane
 from bridge.model import AuditEntry, Contact, Delivery, RecordKey, State, Want, iso
+from bridge.store.codec import to_json
 from bridge.store.looking import Activity
 from bridge.store.protocol import Decision, Inbound, InboundResult, Ticket, Work
 from bridge.store.sql import retries, totals
@@ -160,13 +161,13 @@ _DECIDED = (
 
 def _close_inbounds(db: Db, results: Sequence[InboundResult], moment: str) -> None:
     db.lock_rows("inbound", _CHOSEN, (db.array(result.id for result in results),))
-    alike: dict[tuple[str, str], list[int]] = {}
+    alike: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
     for result in results:
-        alike.setdefault((result.outcome.value, result.reason), []).append(result.id)
-    for (outcome, reason), ids in alike.items():
+        alike.setdefault((result.outcome.value, result.reason, result.event_types), []).append(result.id)
+    for (outcome, reason, types), ids in alike.items():
         db.execute(
-            f"UPDATE inbound SET outcome = ?, reason = ?, processed_at = ? WHERE {_CHOSEN}",  # noqa: S608
-            (outcome, reason, moment, db.array(ids)),
+            f"UPDATE inbound SET outcome = ?, reason = ?, event_types = ?, processed_at = ? WHERE {_CHOSEN}",  # noqa: S608
+            (outcome, reason, to_json(types), moment, db.array(ids)),
         )
     for result in sorted(results, key=lambda one: one.id):
         if result.forget:

@@ -34,8 +34,8 @@ BARS = 60
 
 TYPES = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
 COLUMNS = (
-    "id", "at", "kind", "outcome", "reason", "source", "source_id", "target", "inbound", "attempt", "status",
-    "error", "duration_ms", "fields",
+    "id", "at", "kind", "outcome", "reason", "source", "source_id", "target", "inbound", "event_types",
+    "attempt", "status", "error", "duration_ms", "fields",
 )  # fmt: skip
 DETAIL = "detail"  # what went over the wire: personal
 
