@@ -219,12 +219,13 @@ def push(
         machine=machine,
         worker=max(after[role] - before[role] for role in roots if role.startswith("worker")) / seconds,
     )
+    ours = sum(after[role] - before[role] for role in before) / (seconds * CORES)
     print(
         f"  workers: {number}, quota {rate_per_s:4}/s: {PUSHES / seconds:4.0f} pushes/s of "
         f"{calls / PUSHES:.1f} calls; the limit is {use.limit}"
     )
     print(
-        f"    used: quota {use.quota:.0%}, lanes {use.lanes:.0%}, machine {use.machine:.0%}; "
+        f"    used: quota {use.quota:.0%}, lanes {use.lanes:.0%}, machine {use.machine:.0%} (by us {ours:.0%}); "
         f"processor time in s: {shown(before, after)}, of {seconds:.1f} s on {CORES} cores"
     )
 
