@@ -63,6 +63,7 @@ def create_app(
         commit,
         Tokens(environment.secret_key, store),
         settings.max_body_bytes,
+        clock,
     )
     app.register_blueprint(inbound.blueprint(receiver))
 

@@ -253,7 +253,7 @@ class Worker:
                 if status.mode != "open":
                     return status.probe_at
                 continue
-            push = pipeline.Push(self.store, ticket, claimed, connection)
+            push = pipeline.Push(self.store, ticket, claimed, connection, self.clock)
             api = Api(
                 connection.base_url,
                 session=self._session(),

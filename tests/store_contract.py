@@ -778,6 +778,19 @@ class StoreContract:
         store.clear_refusals("sms")
         assert store.note_refusal("mail", NOW) == 1
 
+    def test_who_lost_the_lane_says_nothing_of_its_target(self, store: Store) -> None:
+        lost, ticket = store.acquire(MAIL, "frozen", NOW), store.acquire(MAIL, "w2", NOW)
+        assert store.note_refusal("mail", NOW, ticket) == 1
+        for verb in (
+            lambda: store.note_refusal("mail", NOW, lost),
+            lambda: store.clear_refusals("mail", lost),
+            lambda: store.set_backoff("mail", NOW + MINUTE, lost),
+        ):
+            with pytest.raises(LostLane):
+                verb()
+        assert store.target_status("mail").refusals == 1
+        assert store.take_turn("mail", 1, 1, NOW) == 0
+
     # --- replay ------------------------------------------------------------------------------------------
 
     def test_contacts_are_decided_again_when_asked_for(self, store: Store) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from bridge import log, schedule
 from bridge.config import TargetConnection
 from bridge.errors import DeliveryFailed, LostLane, Refused, Retryable, StoreUnavailable, Superseded
-from bridge.model import Delivery, Desired, Receipt, utc_now
+from bridge.model import Delivery, Desired, Receipt
 from bridge.outbound import Api
 from bridge.store.protocol import Attempt, Store, TargetStatus, Ticket
 from bridge.targets.base import Job
@@ -28,10 +29,11 @@ class Push:
     ticket: Ticket
     claimed: Delivery
     connection: TargetConnection
+    clock: Callable[[], datetime]
     unsure_since: datetime | None = None
 
     def before_create(self) -> None:
-        self.unsure_since = utc_now()
+        self.unsure_since = self.clock()
         self.store.mark_unsure(self.ticket, self.claimed, self.unsure_since)
 
     def create_refused(self) -> None:
@@ -81,7 +83,7 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
             push.ticket,
             claimed,
             lambda row: schedule.superseded(
-                replace(_present(row, claimed), unsure_since=push.unsure_since), held=held, now=utc_now()
+                replace(_present(row, claimed), unsure_since=push.unsure_since), held=held, now=push.clock()
             ),
             None,
         )
@@ -101,14 +103,15 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
         name = connection.type.title
         message = f"{name} answered something that bridge does not understand ({type(failure).__name__})."
         error = Retryable(message, code="nonsense", maybe_done=True)
+    ended = push.clock()
     held = _held(store, claimed)
     if isinstance(error, Refused):
-        held = _note_refusal(store, claimed.target, error, held)
+        held = _note_refusal(push, error, held, ended)
     elif held.refusals and error is None:
-        store.clear_refusals(claimed.target)
+        store.clear_refusals(claimed.target, push.ticket)
     if isinstance(error, Retryable) and error.code == "rate_limited":
-        store.set_backoff(claimed.target, utc_now() + timedelta(seconds=max(error.retry_after_s, 1.0)))
-    ended = utc_now()
+        until = ended + timedelta(seconds=max(error.retry_after_s, 1.0))
+        store.set_backoff(claimed.target, until, push.ticket)
     attempt = Attempt(
         at=ended,
         outcome=receipt.outcome if receipt else (error.code if error else ""),
@@ -179,15 +182,16 @@ def _held(store: Store, claimed: Delivery) -> TargetStatus:
     return store.target_status(claimed.target)
 
 
-def _note_refusal(store: Store, target: str, error: Refused, held: TargetStatus) -> TargetStatus:
+def _note_refusal(push: Push, error: Refused, held: TargetStatus, now: datetime) -> TargetStatus:
     """Hold the target once it refused us as often as the error asks for."""
-    now = utc_now()
+    store, target = push.store, push.claimed.target
     if error.code == "loosened":
-        # A call of ours took an opt-out away. No probe can tell that this is safe again; only a person can.
+        # A call of ours took an opt-out away, whoever has the lane by now. No probe can tell that this is safe
+        # again; only a person can.
         log.event("target.paused", level="error", target=target, error=error.code)
         store.pause(target, str(error), "bridge", now)
         return store.target_status(target)
-    if store.note_refusal(target, now) < error.tries or held.mode != "open":
+    if store.note_refusal(target, now, push.ticket) < error.tries or held.mode != "open":
         return store.target_status(target)
     log.event("target.held", level="error", target=target, error=error.code, status=error.status)
     store.hold(target, str(error), now, now + timedelta(seconds=PROBE_S))

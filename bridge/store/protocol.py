@@ -372,8 +372,12 @@ class Store(Looking, Protocol):
         """
         ...
 
-    def set_backoff(self, target: str, until: datetime) -> None:
-        """Let nobody take a turn at the target before *until* (it asked for fewer calls)."""
+    def set_backoff(self, target: str, until: datetime, ticket: Ticket | None = None) -> None:
+        """Let nobody take a turn at the target before *until* (it asked for fewer calls).
+
+        Raises:
+            LostLane: *ticket* is given, and no longer the newest: what was heard may be long ago.
+        """
         ...
 
     # --- targets ---
@@ -395,11 +399,17 @@ class Store(Looking, Protocol):
         """
         ...
 
-    def note_refusal(self, target: str, now: datetime) -> int:
-        """Count one more refusal in a row and return how many there are; `clear_refusals` starts anew."""
+    def note_refusal(self, target: str, now: datetime, ticket: Ticket | None = None) -> int:
+        """Count one more refusal in a row and return how many there are; `clear_refusals` starts anew.
+
+        Raises:
+            LostLane: *ticket* is given, and no longer the newest: what was heard may be long ago.
+        """
         ...
 
-    def clear_refusals(self, target: str) -> None: ...
+    def clear_refusals(self, target: str, ticket: Ticket | None = None) -> None:
+        """Raises LostLane as `note_refusal` does."""
+        ...
 
     def target_status(self, target: str) -> TargetStatus: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from flask import Blueprint, Response, abort, request
@@ -13,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from bridge import log, pipeline
 from bridge.config import SourceConnection
 from bridge.errors import BadSignature, StoreUnavailable
-from bridge.model import InboundRequest, Outcome, utc_now
+from bridge.model import InboundRequest, Outcome
 from bridge.sources.base import Answer
 from bridge.store.group_commit import Pending, Stored, Trouble
 from bridge.store.protocol import NewInbound, Received, Refusal
@@ -90,6 +91,7 @@ class Receiver:
     intake: Intake
     tokens: Tokens
     max_body_bytes: int
+    clock: Callable[[], datetime]
 
     def receive(
         self, connection: SourceConnection, environ: Mapping[str, object], body: bytes, token: str = ""
@@ -111,9 +113,9 @@ class Receiver:
             return Reply(asked.body, content_type=asked.content_type)
         try:
             self._check_token(connection, token)
-            inbound = _read(connection, received)
+            inbound = _read(connection, received, self.clock())
         except BadSignature as error:
-            self.intake.refuse(Refusal(connection.name, utc_now(), str(error), len(received.body)))
+            self.intake.refuse(Refusal(connection.name, self.clock(), str(error), len(received.body)))
             return REFUSED
         if token:
             inbound = replace(inbound, url=self._without_token(connection, received))
@@ -160,9 +162,9 @@ def _handshake(connection: SourceConnection, received: InboundRequest) -> Answer
         return None
 
 
-def _read(connection: SourceConnection, received: InboundRequest) -> NewInbound:
+def _read(connection: SourceConnection, received: InboundRequest, now: datetime) -> NewInbound:
     try:
-        return pipeline.receive(connection, received, utc_now())
+        return pipeline.receive(connection, received, now)
     except BadSignature:
         raise
     except Exception as error:

@@ -195,7 +195,7 @@ def _fact(claimed: Delivery, attempt: Attempt, number: int) -> AuditEntry:
 
 # --- quota -----------------------------------------------------------------------------------------------
 
-CLOCKS_DIFFER = timedelta(seconds=5)  # of the processes of one machine, at most
+CLOCKS_DIFFER = timedelta(seconds=5)  # of all processes, at most: see `Store.clock`
 BACKOFF_MAX = timedelta(days=1)
 
 
@@ -291,7 +291,9 @@ def _bucket(row: Row, quota: Quota, now: datetime) -> _Bucket:
     return _Bucket(min(float(quota.burst), tokens), filled_at, corrected=corrected)
 
 
-def set_backoff(db: Db, target: str, until: datetime) -> None:
+def set_backoff(db: Db, target: str, until: datetime, ticket: Ticket | None) -> None:
+    if ticket is not None:
+        check_fence(db, ticket)
     db.execute(
         "INSERT INTO quota (target, closed_until) VALUES (?, ?) ON CONFLICT (target) DO UPDATE"
         " SET closed_until = greatest(coalesce(quota.closed_until, excluded.closed_until), excluded.closed_until)",
@@ -413,7 +415,9 @@ def resume_some(
     return True
 
 
-def note_refusal(db: Db, target: str) -> int:
+def note_refusal(db: Db, target: str, ticket: Ticket | None) -> int:
+    if ticket is not None:
+        check_fence(db, ticket)
     row = row_of(
         db.execute(
             "INSERT INTO target_status (target, refusals) VALUES (?, 1) ON CONFLICT (target) DO UPDATE"
@@ -424,7 +428,9 @@ def note_refusal(db: Db, target: str) -> int:
     return int(row["refusals"])
 
 
-def clear_refusals(db: Db, target: str) -> None:
+def clear_refusals(db: Db, target: str, ticket: Ticket | None) -> None:
+    if ticket is not None:
+        check_fence(db, ticket)
     db.execute("UPDATE target_status SET refusals = 0 WHERE target = ?", (target,))
 
 

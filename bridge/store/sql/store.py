@@ -181,8 +181,8 @@ class SqlStore(ABC):
             return self._read(delivering.closed_for, quota, now)
         return self._write_lazily(delivering.take_turn, quota, now, count, ticket, claimed)
 
-    def set_backoff(self, target: str, until: datetime) -> None:
-        self._write_lazily(delivering.set_backoff, target, until)
+    def set_backoff(self, target: str, until: datetime, ticket: Ticket | None = None) -> None:
+        self._write_lazily(delivering.set_backoff, target, until, ticket)
 
     # --- targets ---
 
@@ -217,11 +217,11 @@ class SqlStore(ABC):
         while not all_held:
             all_held = self._write(delivering.hold_some, target, now, SLICE)
 
-    def note_refusal(self, target: str, now: datetime) -> int:
-        return self._write(delivering.note_refusal, target)
+    def note_refusal(self, target: str, now: datetime, ticket: Ticket | None = None) -> int:
+        return self._write(delivering.note_refusal, target, ticket)
 
-    def clear_refusals(self, target: str) -> None:
-        self._write(delivering.clear_refusals, target)
+    def clear_refusals(self, target: str, ticket: Ticket | None = None) -> None:
+        self._write(delivering.clear_refusals, target, ticket)
 
     def target_status(self, target: str) -> TargetStatus:
         return self._read(target_status, target)
