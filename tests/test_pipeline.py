@@ -552,6 +552,18 @@ def test_a_create_without_an_answer_is_settled_by_a_search(world: World) -> None
     assert len(world.sms.made("POST", "/contacts")) == 1
 
 
+def test_a_create_in_doubt_is_timed_by_the_clock_that_all_machines_share(world: World) -> None:
+    world.bench.ahead[0] = timedelta(hours=1)  # what this machine's own clock is late by
+    world.sms.trouble(how="drop_after", method="POST", path="/contacts")
+    events = world.crm.create(**ANA)
+    world.send(events, settle=False)
+    world.step()
+    delivery = world.delivery(str(events[0]["objectId"]))
+    for moment in (delivery.unsure_since, delivery.updated_at, delivery.due_at):
+        assert moment is not None
+        assert abs(moment - world.bench.now()) < timedelta(minutes=10)
+
+
 def test_a_write_whose_answer_was_lost_is_not_believed_when_the_crm_goes_back(world: World) -> None:
     source_id = world.create()
     trouble = world.sms.trouble(how="drop_after", method="PUT", path="/contacts")

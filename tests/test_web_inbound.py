@@ -7,13 +7,14 @@ import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from bridge.database import Database
 from bridge.errors import StoreUnavailable
-from bridge.model import Outcome, utc_now
+from bridge.model import InboundRequest, Outcome, utc_now
 from bridge.sources.base import Answer
 from bridge.store.protocol import Filter, NewInbound, Received
 from bridge.web.inbound import as_received
@@ -41,6 +42,19 @@ def test_a_signed_webhook_is_on_disk_when_its_sender_hears_so(site: Site) -> Non
     assert json.loads(stored.body or b"") == CONTACT
     assert (stored.source, stored.outcome, stored.events) == ("shop", Outcome.ACCEPTED, 1)
     assert stored.url == f"{PUBLIC_URL}/hooks/shop"
+
+
+@sqlite_is_enough
+def test_a_receipt_has_the_time_of_the_clock_that_all_machines_share(tmp_path: Path, database: Database) -> None:
+    late = timedelta(minutes=2)
+    with open_site(tmp_path, database=database, clock=lambda: utc_now() + late) as site:
+        stored = site.store.inbound(site.send("shop", CONTACT).json()["id"])
+        assert site.post(InboundRequest("POST", f"{PUBLIC_URL}/hooks/shop", {}, b"{}")).status_code == 401
+        site.commit.close()
+        [refusal] = site.store.refusals("shop")
+    assert stored is not None
+    for moment in (stored.received_at, refusal.at):
+        assert abs(moment - utc_now() - late) < timedelta(minutes=1)
 
 
 def test_the_same_webhook_again_is_a_duplicate(site: Site) -> None:

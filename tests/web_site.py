@@ -207,6 +207,7 @@ def open_site(
     database: Database | None = None,
     change_type: ChangeType = _as_it_is,
     bound_to: str = "",
+    clock: Callable[[], datetime] = utc_now,
     **environment: Any,
 ) -> Iterator[Site]:
     """Serve in this process, with *database* or else a file in *folder*.
@@ -231,6 +232,7 @@ def open_site(
             commit=commit,
             ring=lambda: rings.append(utc_now()),
             bound_to=bound_to,
+            clock=clock,
         )
         with serve(app) as url:
             yield Site(app, config, store, commit, url, rings, session)
