@@ -16,6 +16,7 @@ from bridge.web.guard import Guard
 from bridge.web.pages.site import Site
 from bridge.web.proxies import client_address
 from bridge.web.tokens import Tokens
+from bridge.web.transport import insist_on_tls
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -55,6 +56,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = config.bridge.max_body_bytes
     app.trusted_proxies = config.bridge.trusted_proxies
     problem.register(app)
+    insist_on_tls(app, config.bridge.public_url)
     guard = Guard(environment.api_token)
     settings = config.bridge
     receiver = inbound.Receiver(

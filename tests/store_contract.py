@@ -830,6 +830,24 @@ class StoreContract:
         [entry] = facts(store, kind="replay")
         assert (entry.inbound_id, entry.source) == (ids[1], "crm")
 
+    def test_what_the_crm_calls_an_event_stands_with_all_that_is_about_it(self, store: Store) -> None:
+        ids = [one.id for one in store.receive([inbound("a"), inbound("b"), inbound("c")])]
+        odd = ("<b>contact</b>, x", "contact.löschung", '"')
+        named = [("contact.propertyChange", "contact.creation"), odd, ()]
+        results = [
+            InboundResult(one, Outcome.PROCESSED, event_types=types) for one, types in zip(ids, named, strict=True)
+        ]
+        assert all(one.event_types == () for one in store.work("crm", NOW, 10).inbounds)
+        commit(
+            store, results=results, audit=[*(fact(inbound_id=one) for one in ids), fact(), fact(inbound_id=999)]
+        )
+        assert [one.event_types for one in store.inbound_page(Filter(), None, 5).items] == named[::-1]
+        entries = sorted(facts(store), key=lambda one: one.id or 0)
+        assert [one.event_types for one in entries] == [*named, (), ()]
+        assert (store.audit_entry(entries[1].id or 0) or fact()).event_types == odd
+        store.replay_inbound(NOW, "ann", [ids[0]])
+        assert store.work("crm", NOW, 10).inbounds[0].event_types == named[0]
+
     # --- reading -----------------------------------------------------------------------------------------
 
     def test_lists_are_paged_without_gaps_or_repeats(self, store: Store) -> None:

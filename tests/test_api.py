@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from bridge.web.api import OPERATIONS, PREFIX
 from bridge.web.guard import FAILURES, PER_FAILURE_S, Throttle
 from bridge.web.pages import MACHINES
 from bridge.web.queries import Input
+from bridge.web.transport import insist_on_tls
 from tests.databases import KINDS, lasting, sqlite_is_enough
 from tests.web_site import API_TOKEN, PUBLIC_URL, Site, open_site
 
@@ -167,6 +169,45 @@ def test_an_inbound_shows_its_bytes_what_they_say_and_what_came_of_it(site: Site
     assert (change["source_id"], change["fields"]["name"]) == ("7", "Ada")
     assert shown["outcome"] == "processed"
     assert [entry["source_id"] for entry in shown["audit"] if entry["kind"] == "contact"] == ["7"]
+
+
+def test_what_the_crm_calls_an_event_stands_with_the_webhook_and_all_it_led_to(site: Site) -> None:
+    inbound_id = event(site)
+    assert site.get("/inbound")["items"][0]["event_types"] == []
+    site.process()
+    [item] = site.get("/inbound")["items"]
+    shown = site.get(f"/inbound/{inbound_id}")
+    assert item["event_types"] == shown["event_types"] == ["contact.updated"]
+    assert shown["parsed"][0]["type"] == "contact.updated"
+    deliver(site, "sms")
+    told = {entry["kind"]: entry["event_types"] for entry in site.get("/audit", inbound=inbound_id)["items"]}
+    assert told == {"contact": ["contact.updated"], "delivery": ["contact.updated"]}
+    site.send("shop", {"type": "ada@example.com", "timestamp": "2026-03-02T10:00:00Z", "data": {"id": "9"}})
+    site.process()
+    assert site.get("/inbound")["items"][0]["event_types"] == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/status", "/api/v1/nothing", "/api/openapi.json", "/sign-in", "/nothing"]
+)
+def test_who_came_by_tls_is_told_to_stay_with_it(quiet_site: Site, path: str) -> None:
+    answer = quiet_site.session.get(quiet_site.url + path, timeout=5)
+    assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+
+
+def test_senders_are_told_nothing_of_it(quiet_site: Site) -> None:
+    for answer in (
+        quiet_site.session.get(f"{quiet_site.url}/hooks/shop", timeout=5),
+        quiet_site.session.post(f"{quiet_site.url}/hooks/nobody", data=b"{}", timeout=5),
+        quiet_site.send("shop", {}),
+    ):
+        assert "Strict-Transport-Security" not in answer.headers
+
+
+def test_without_tls_nobody_is_told_to_come_by_it() -> None:
+    app = Flask("plain")
+    insist_on_tls(app, "http://localhost:8000")
+    assert "Strict-Transport-Security" not in app.test_client().get("/sign-in").headers
 
 
 def test_a_body_that_is_no_text_comes_as_base64(site: Site) -> None:

@@ -72,6 +72,8 @@ def test_the_log_tells_what_came_in_what_was_done_and_why(stage: Stage, ada: Ses
     assert rows(html) == [one.id for one in entries]
     heard = next(one for one in entries if one.kind == "contact")
     assert re.search(rf'<tr id="entry-{heard.id}" data-href="/webhooks/{heard.inbound_id}"', html)
+    assert f"shop #{heard.inbound_id} changed" in said  # what the shop calls it
+    assert f"Webhook #{heard.inbound_id} Event type changed" in text_of(ada.page(f"/audit/{heard.id}"))
 
 
 FILTERS: dict[str, dict[str, Any]] = {
@@ -358,10 +360,12 @@ def test_a_file_holds_what_the_filter_finds(stage: Stage, ada: Session) -> None:
     table = list(csv.DictReader(io.StringIO(answer.text)))
     assert [int(one["id"]) for one in table] == [one.id for one in entries]
     assert table[0]["fields"] == " ".join(entries[0].fields)
+    assert {one["event_types"] for one in table} == {" ".join(one.event_types) for one in entries} >= {"changed"}
     lines = export(ada, "within=24h&outcome=created", format="ndjson").text.splitlines()
     told = [json.loads(line) for line in lines]
     assert [one["id"] for one in told] == [one.id for one in entries]
     assert all(one["detail"] is None for one in told)
+    assert [one["event_types"] for one in told] == [list(one.event_types) for one in entries]
 
 
 def test_what_went_over_the_wire_is_for_admins(stage: Stage, ada: Session) -> None:

@@ -67,6 +67,7 @@ def test_the_list_shows_what_came_and_what_became_of_it(stage: Stage, ada: Sessi
     assert "unreadable 0 The body is not JSON that bridge can read." in said
     assert "Its payload was pruned or erased." in said
     assert "1 time" in said
+    assert re.search(r"shop #\d+ changed processed", said)
     assert "data-live" in html
 
 
@@ -137,6 +138,7 @@ def test_a_webhook_tells_its_whole_story(stage: Stage, ada: Session) -> None:
     said = text_of(html)
     assert "Genuine: it passed the check with the source's secret. It was signed" in said
     assert "1 event about 1 contact" in said
+    assert "Event type changed" in said
     assert "changed 84006" in said
     assert "mobile phone phone +525512340006 +525512340006" in said  # field, rule, what it reads, what it gives
     assert "opt_out stop == 'yes' stop not mentioned" in said
@@ -250,6 +252,16 @@ def test_a_hostile_webhook_breaks_no_page(own_stage: Stage) -> None:
         assert "This is its beginning; the whole of it" in said
         assert f"--data-binary @webhook-{many}.json" in said
         assert session.page("/audit", field="<b>1\u202e</b>").count('<tr id="entry-') == 1
+
+
+def test_what_a_sender_calls_its_event_is_shown_and_does_nothing(own_stage: Stage) -> None:
+    one = receive(own_stage, webhook("<i>odd</i>\u202e\x07" + "x" * 5_000, person(77), utc_now()))
+    own_stage.work()
+    with own_stage.session() as session:
+        for path in (f"/webhooks/{one}", "/webhooks", "/audit"):
+            html = session.page(path)
+            assert f"&lt;i&gt;odd&lt;/i&gt;{'x' * 80}" in html.partition("<h2>")[0]
+            assert not [found for found in ("<i>", "\u202e", "\x07") if found in html]
 
 
 # --- processing it again -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from bridge.errors import BadPayload, BadSignature, ConfigError, SourceUnavailab
 from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, iso
 from bridge.outbound import Api
 from bridge.sources import SOURCES, hmac_scheme, hubspot, pipedrive, standard_webhooks
-from bridge.sources.base import Genuine, Source
+from bridge.sources.base import Genuine, Source, event_types
 from bridge.sources.payload import MAX_ITEMS, Payload
 from bridge.sources.recording import read_recording, write_recording
 from bridge.sources.sampling import SAMPLE_ID, Sampling
@@ -537,6 +537,49 @@ def test_pipedrive_events_that_make_no_sense_say_why() -> None:
 
 def declared(**payload: str) -> hmac_scheme.HmacSource:
     return hmac_scheme.HmacSource("crm", hmac_scheme.Settings((Secret("s"),), GITHUB, payload=Payload(**payload)))
+
+
+@pytest.mark.parametrize(
+    ("payload", "body", "expected"),
+    [
+        ({}, {"type": "contact.updated"}, "contact.updated"),
+        ({"items": "body.events"}, {"events": [{"type": "item.type"}], "type": "body.type"}, "item.type"),
+        ({"items": "body.events"}, {"events": [{}], "type": "body.type"}, "body.type"),
+        ({"items": "body.events"}, {"events": [], "type": "body.type"}, "body.type"),
+        # What is a field of a person is no word of the sender's.
+        ({"fields": "item"}, {"type": "patient"}, ""),
+        ({"items": "body.people", "fields": "item"}, {"people": [{"type": "patient"}], "type": "sync"}, "sync"),
+        ({"event_type": "headers['x-github-event']"}, {"type": "not this"}, "push"),
+        ({"event_type": "item.event.type"}, {"event": {"type": "user_change"}}, "user_change"),
+        ({"event_type": "item.event.type"}, {"type": "not this"}, ""),
+        ({"event_type": "item.event"}, {"event": {"type": "x"}}, ""),
+        ({"event_type": "item.at | date"}, {"at": "no date"}, ""),
+        ({"kind": "'ignore'"}, {"type": "company.updated"}, "company.updated"),
+        ({"kind": "'nonsense'"}, {"type": "contact.updated"}, "contact.updated"),
+        ({}, {"type": ["x"]}, ""),
+        ({}, [{"type": "x"}], ""),
+    ],
+)
+def test_what_a_declared_sender_calls_an_event(payload: dict[str, str], body: object, expected: str) -> None:
+    assert only(declared(**payload), body, x_github_event="push").type == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["a.b", "a.b", "", "c"], ("a.b", "c")),
+        (["a", "b", "c", "d", "e", "f"], ("a", "b", "c", "d", "e")),
+        (["x" * 5_000, "x" * 101], ("x" * 100,)),
+        ([" a\x00\n\u202e\ud800b\t"], ("ab",)),
+        (
+            ["ada@example.com", "contact.ada@example.com", "+14155550123", "12", "\n", "contact.v2"],
+            ("contact.v2",),
+        ),
+        ([], ()),
+    ],
+)
+def test_names_of_events_are_few_short_and_nobodys(given: list[str], kept: tuple[str, ...]) -> None:
+    assert event_types([Event(str(number), type=name) for number, name in enumerate(given)]) == kept
 
 
 def test_a_batch_is_one_event_for_each_item() -> None:
