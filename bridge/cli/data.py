@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import click
 
 from bridge.cli import FAILED, options, output
-from bridge.model import Outcome, RecordKey, State, utc_now
+from bridge.model import Outcome, RecordKey, State
 from bridge.store.protocol import Filter, Page
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def status(ctx: click.Context, config_path: Path | None, json_wanted: bool) -> N
             here.config,
             here.store,
             ring=here.ring,
-            clock=utc_now,
-            trouble=lambda: try_to_write(here.store, "status", utc_now()),
+            clock=here.store.clock,
+            trouble=lambda: try_to_write(here.store, "status", here.store.clock()),
         ).status()
     if json_wanted:
         output.as_json(told.model_dump(mode="json"))
@@ -239,9 +239,11 @@ def replay(
     by = f"command line ({getpass.getuser()})"
     with options.opened(config_path) as here:
         if inbound:
-            count = here.store.replay_inbound(utc_now(), by, inbound)
+            count = here.store.replay_inbound(here.store.clock(), by, inbound)
         else:
-            count = here.store.replay(utc_now(), by, keys=contacts, narrowed=None if contacts else narrowed)
+            count = here.store.replay(
+                here.store.clock(), by, keys=contacts, narrowed=None if contacts else narrowed
+            )
         here.ring()
     if json_wanted:
         output.as_json({"count": count})
@@ -268,7 +270,7 @@ def prune(config_path: Path | None, days: int | None, json_wanted: bool) -> None
 
     with options.opened(config_path) as here:
         kept_days = here.config.bridge.retention_days if days is None else days
-        now = utc_now()
+        now = here.store.clock()
         total = 0
         while removed := here.store.prune(
             payloads_before=now - timedelta(days=kept_days), keys_before=now - KEYS_KEPT, limit=PRUNE_BATCH

@@ -60,7 +60,7 @@ def make_link(opened: Opened, name: str, role: str | None, valid_for: timedelta)
 
     if not opened.environment.secret_key:
         raise click.ClickException(UNSIGNED)
-    store, now = opened.store, utc_now()
+    store, now = opened.store, opened.store.clock()
     user = store.user(name)
     if user is None:
         user = User(name, Role(role) if role else (Role.ADMIN if name == OWNER else Role.VIEWER))
@@ -96,7 +96,7 @@ def add(config_path: Path | None, name: str, role: str, password_file: TextIO | 
                 f"There is {name} already. bridge user password {name} sets a new password."
             )
         added = User(name, Role(role), _hashed(password_file))
-        opened.store.save_user(added, utc_now())
+        opened.store.save_user(added, opened.store.clock())
         opened.store.note([_fact(f"{name} was added on the command line with the role {role}.")])
     click.echo(f"{name} can sign in as {role}.")
 

@@ -53,7 +53,7 @@ def url(source: str, config_path: Path | None, token: bool, revoke: bool, json_w
     with options.opened(config_path) as here:
         connection = _connection(here.config, source)
         if revoke:
-            count = here.store.revoke_tokens(source, utc_now())
+            count = here.store.revoke_tokens(source, here.store.clock())
             if json_wanted:
                 output.as_json({"revoked": count})
             else:
@@ -77,7 +77,7 @@ def _new_token(environment: Environment, store: Store, source: str) -> str:
 
     token_id = tokens.new_token_id()
     made = tokens.make_token(_secret_key(environment), source, token_id)
-    store.add_token(source, token_id, utc_now())
+    store.add_token(source, token_id, store.clock())
     return made
 
 
