@@ -113,6 +113,8 @@ class PatientConnector(PsycopgConnector):
                 self._note(error)
                 if self._hurrying.is_set():
                     raise
+                if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction):
+                    await self._close_connections()
                 if time.monotonic() - began > longest_s:
                     pause_s = PAUSE_S[0]
             else:
@@ -121,6 +123,13 @@ class PatientConnector(PsycopgConnector):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurrying.wait(), pause_s)
             pause_s = min(2 * pause_s, longest_s)
+
+    async def _close_connections(self) -> None:
+        """Have the pool make others: a session may stay read-only when the database no longer is."""
+        with contextlib.suppress(psycopg.Error):
+            for _ in range(CONNECTIONS):  # which come in turn
+                async with self.pool.connection() as connection:
+                    await connection.close()
 
     def _note(self, error: Exception) -> None:
         self._last_trouble = time.monotonic()

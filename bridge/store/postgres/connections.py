@@ -78,6 +78,7 @@ _AGAIN = frozenset({"40001", "40P01", "23505"})  # serialization failure, deadlo
 # What was prepared on this session is not what the server has: a pooler that we do not know as one.
 _NOT_PREPARED = frozenset({"26000", "42P05"})
 _CHANGED_PLAN = "0A000"  # a migration added a column to what was prepared
+_READ_ONLY = "25006"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -178,6 +179,9 @@ class Connections:
                     try:
                         return _transact(connection, begin, verb, before_commit)
                     except psycopg.Error as error:
+                        if error.sqlstate == _READ_ONLY:
+                            connection.close()  # by its end that may be over, and the session would never know
+                            raise
                         # After a restart of the server, all that were idle have to be found out.
                         over = tries >= TRIES + self._max_size or time.monotonic() > deadline
                         if over or not self._may_help(connection, error):

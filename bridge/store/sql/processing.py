@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
 from bridge import schedule
@@ -14,7 +15,7 @@ from bridge.store.codec import to_json
 from bridge.store.looking import Activity
 from bridge.store.protocol import Decision, Inbound, InboundResult, Ticket, Work
 from bridge.store.sql import retries, totals
-from bridge.store.sql.database import Db
+from bridge.store.sql.database import Db, Row
 from bridge.store.sql.facts import add_facts, forget_inbound, forget_person
 from bridge.store.sql.lanes import Due, check_fence, keep_open, lane_number, lanes_in_use
 from bridge.store.sql.rows import (
@@ -38,6 +39,7 @@ from bridge.store.sql.rows import (
 )
 
 BODIES_MAX_BYTES = 32 * 1024 * 1024  # of one round of work: requests can be megabytes each
+FEW = 8  # of any size are read at once
 
 
 def work(db: Db, source: str, now: datetime, limit: int) -> Work:
@@ -70,15 +72,42 @@ def _queued(db: Db, source: str, limit: int) -> tuple[list[Inbound], bool]:
     """Return the oldest queued inbounds, up to *limit* or what fits in memory, and whether there are more."""
     inbounds: list[Inbound] = []
     size = 0
-    rows = db.execute(
-        f"{INBOUND} WHERE i.source = ? AND i.outcome = 'accepted' ORDER BY i.id LIMIT ?", (source, limit + 1)
-    )
-    for row in rows:
+    for row in _queued_rows(db, source, limit + 1):
         if len(inbounds) == limit or size > BODIES_MAX_BYTES:
             return inbounds, True
         inbounds.append(inbound_of(row if row["body"] is not None else _with_stray_payload(db, row)))
         size += len(inbounds[-1].body or b"")
     return inbounds, False
+
+
+def _queued_rows(db: Db, source: str, most: int) -> Iterator[Row]:
+    """Yield the oldest queued inbounds, up to *most*, read in parts that fit in memory.
+
+    PostgreSQL sends all that a statement finds before the first row can be looked at.
+    """
+    last, part = 0, FEW
+    while part:
+        part = min(part, most)
+        rows = db.execute(f"{INBOUND} {_QUEUED}", (source, last, part)).fetchall()
+        yield from rows
+        most -= len(rows)
+        if len(rows) < part or not most:
+            return
+        last = rows[-1]["id"]
+        part = _fitting(db, source, last, most)
+
+
+def _fitting(db: Db, source: str, last: int, most: int) -> int:
+    """Return how many of the next *most* to read: as stored, they fill what they may, and one tells of more."""
+    sizes = [row["size"] or 0 for row in db.execute(f"{_SIZES} {_QUEUED}", (source, last, most))]
+    return next((n for n, size in enumerate(accumulate(sizes), 2) if size > BODIES_MAX_BYTES), len(sizes))
+
+
+_QUEUED = "WHERE i.source = ? AND i.outcome = 'accepted' AND i.id > ? ORDER BY i.id LIMIT ?"
+_SIZES = (
+    "SELECT length(p.body) AS size FROM inbound i"
+    " LEFT JOIN payload p ON p.digest = i.digest AND same_day(p, i.received_at)"
+)
 
 
 def _with_stray_payload(db: Db, row: Any) -> Any:
