@@ -20,7 +20,7 @@ import psycopg
 import pytest
 from procrastinate.schema import SchemaManager
 
-from bridge.engine.deferring import defer, queue_of, schema
+from bridge.engine.deferring import defer, queue_of
 from bridge.engine.protocol import Chore
 from bridge.engine.queued import QueuedEngine
 from bridge.model import utc_now
@@ -32,21 +32,10 @@ FAST_S = (0.01, 0.04)
 QUICK: dict[str, Any] = {"beat_s": 0.1, "stalled_s": 1.0, "recover_s": 1}
 
 
-@pytest.fixture(scope="module")
-def template(postgres_server: PostgresServer) -> Iterator[str]:
-    """A database with Procrastinate's schema, to be copied."""
-    name = "engine_template"
-    with psycopg.connect(postgres_server.create_database(name)) as connection:
-        connection.execute(schema())
-    yield name
-    postgres_server.start()
-    postgres_server.drop_database(name)
-
-
 @pytest.fixture
-def url(postgres_server: PostgresServer, template: str) -> Iterator[str]:
+def url(postgres_server: PostgresServer, migrated_template: str) -> Iterator[str]:
     postgres_server.start()
-    yield postgres_server.create_database("engine", template)
+    yield postgres_server.create_database("engine", migrated_template)
     postgres_server.start()
     postgres_server.drop_database("engine")
 

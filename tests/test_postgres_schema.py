@@ -137,6 +137,12 @@ def test_every_migration_of_the_installed_procrastinate_is_known(connection: Con
     assert rows(connection, "SELECT to_regclass('procrastinate_jobs') IS NOT NULL") == [(True,)]
 
 
+def test_what_the_queue_leaves_behind_is_swept_up_soon(connection: Connection) -> None:
+    for table in ("procrastinate_jobs", "procrastinate_events"):
+        [(options,)] = rows(connection, "SELECT reloptions FROM pg_class WHERE relname = %s", table)
+        assert "autovacuum_vacuum_scale_factor=0" in options
+
+
 # --- the same as SQLite's --------------------------------------------------------------------------------
 
 

@@ -17,7 +17,6 @@ import psycopg
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
-from procrastinate.schema import SchemaManager
 from procrastinate.sync_psycopg_connector import SyncPsycopgConnector
 from psycopg.rows import dict_row
 
@@ -45,23 +44,10 @@ SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
   LEFT JOIN procrastinate_jobs AS job ON job.status = 'todo' AND job.queueing_lock = ANY(%(locks)s)
 """
 
-# Rows come and go by the second, and a table of dead ones makes every fetch slow.
-_TUNING = """
-ALTER TABLE procrastinate_jobs SET (
-    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
-ALTER TABLE procrastinate_events SET (
-    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
-"""
-
 Make = Callable[[str, datetime | None], Job]
 Rows = list[dict[str, Any]]
 
 _manager = JobManager(SyncPsycopgConnector())  # never opened: every call brings its connection
-
-
-def schema() -> str:
-    """Return the SQL that makes what Procrastinate needs, in an empty database, as one text of many statements."""
-    return SchemaManager.get_schema() + _TUNING
 
 
 def defer(connection: psycopg.Connection[Any], wakes: Mapping[str, datetime]) -> None:

@@ -162,6 +162,7 @@ def _first(connection: Connection[Any]) -> None:
     # The key of all digests. Without it nobody can tell from a fact whether a guessed payload was the one.
     _remember(connection, "salt", secrets.token_bytes(32))
     connection.execute(SchemaManager.get_schema())
+    connection.execute(_QUEUE_TUNING)
     _remember(connection, "queue_schema", max(queue_files()).encode())
 
 
@@ -175,6 +176,14 @@ def queue_files() -> Collection[str]:
 
 
 STEPS = (Step("0001_first", _first),)
+
+# Its rows come and go by the second, and a table of dead ones makes every fetch slow.
+_QUEUE_TUNING = """
+ALTER TABLE procrastinate_jobs SET (
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE procrastinate_events SET (
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+"""
 
 _STEPS_TABLE = """
 CREATE TABLE IF NOT EXISTS bridge_migrations (
