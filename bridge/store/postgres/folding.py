@@ -15,6 +15,8 @@ from bridge.store.sql.database import TOTALS
 
 ROWS_AT_ONCE = 20_000  # appended rows of one total: some tens of milliseconds
 
+# A process that freezes half-way is let go of, and what it had taken with it.
+_BRIEFLY = "SET LOCAL idle_in_transaction_session_timeout = '5s'"
 _ALONE = "SELECT pg_try_advisory_xact_lock(hashtextextended('bridge fold', 0))"
 # Sums are entered in the order of their keys, so that this never waits crosswise for anybody who prunes them. A
 # physical address is enough to find rows again that nobody else changes.
@@ -36,6 +38,7 @@ def fold(connection: Connection[Any], limit: int = ROWS_AT_ONCE) -> bool:
     One transaction. Where somebody else is folding, it is left to them.
     """
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+        cursor.execute(_BRIEFLY)
         if cursor.execute(_ALONE).fetchall() != [(True,)]:
             return False
         taken = [cursor.execute(statement, (limit,)).fetchall() for statement in _FOLDS]
@@ -60,6 +63,7 @@ def forget_minutes(connection: Connection[Any], before: int, limit: int = ROWS_A
     One that was appended and not folded yet goes at a later time.
     """
     with connection.transaction():
+        connection.execute(_BRIEFLY)
         return connection.execute(_FORGET_MINUTES, (before, limit)).rowcount
 
 

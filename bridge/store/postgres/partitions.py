@@ -89,8 +89,10 @@ def _make(connection: Connection[Any], one: _Day) -> bool:
     return True
 
 
-_PATIENCE = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"
-_LITTLE_PATIENCE = "SET LOCAL lock_timeout = '200ms'"  # there are days to try again
+# A process that freezes half-way is let go of: everybody would wait for what it has locked.
+_BRIEFLY = "SET LOCAL idle_in_transaction_session_timeout = '5s'"
+_PATIENCE = f"{_BRIEFLY}; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"
+_LITTLE_PATIENCE = f"{_BRIEFLY}; SET LOCAL lock_timeout = '200ms'"  # there are days to try again
 _ALONE = "SELECT pg_advisory_xact_lock(hashtextextended('bridge partitions', 0))"
 _MISPLACED = "SELECT 1 FROM {table}_default WHERE day = %s LIMIT %s"
 _MOVE = """
@@ -185,6 +187,7 @@ def _delete_payloads(connection: Connection[Any], before: datetime, limit: int) 
     removed = 0
     for name in _left_to_rows(connection, PAYLOAD, before):
         with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+            cursor.execute(_BRIEFLY)
             found = cursor.execute(_OLD_PAYLOADS.format(name=name), (iso(before), limit - removed)).fetchall()
             # They are looked at once more, as it is now that nobody can begin to need them.
             cursor.execute(_DELETE_PAYLOADS.format(name=name), ([row[0] for row in found],))
@@ -204,6 +207,7 @@ def _delete_keys(connection: Connection[Any], before: datetime, limit: int) -> i
     removed = 0
     for name in _left_to_rows(connection, EVENT_KEY, before):
         with connection.transaction():
+            connection.execute(_BRIEFLY)
             statement = _DELETE_KEYS.format(name=name)
             removed += connection.execute(statement, (limit - removed, iso(before))).rowcount
     return removed
