@@ -22,13 +22,13 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow
 
 from bridge.config import Config, load
-from bridge.database import Database
+from bridge.database import Database, PostgresDatabase
 from bridge.engine.patience import CONNECT, PatientConnector, open_pool
 from bridge.errors import StoreUnavailable
 from bridge.model import Receipt, State, utc_now
 from bridge.outbound import Api
 from bridge.pipeline.delivering import LONGEST_ID
-from bridge.store.postgres import PostgresStore
+from bridge.store.postgres import PostgresStore, connections
 from bridge.store.postgres import database as statements
 from bridge.store.postgres.connections import Connections
 from bridge.store.postgres.database import PostgresDb
@@ -38,6 +38,7 @@ from bridge.targets.base import Job
 from tests.platforms import Platforms, open_bench, person, serve_platforms, signed, webhook
 from tests.postgres import PostgresServer
 from tests.store_contract import NOW, inbound
+from tests.web_site import open_site
 
 PATIENCE_S = 30.0  # for a condition on a machine that has much else to do
 # What repeats itself would be compressed until an index takes it.
@@ -113,13 +114,13 @@ def end_read_only(postgres_server: PostgresServer, postgres_url: str) -> Iterato
 def test_a_session_that_began_read_only_ends_with_its_first_write(
     postgres_url: str, end_read_only: Callable[[], None]
 ) -> None:
-    with closing(Connections(postgres_url, max_size=1)) as connections:
+    with closing(Connections(postgres_url, max_size=1)) as few:
         with pytest.raises(StoreUnavailable, match="only lets itself be read"):
-            connections.write(make_table)
+            few.write(make_table)
         end_read_only()
         with suppress(StoreUnavailable):  # the pool may have opened the next session before that
-            connections.write(make_table)
-        connections.write(make_table)
+            few.write(make_table)
+        few.write(make_table)
 
 
 def make_table(db: PostgresDb) -> None:
@@ -173,3 +174,26 @@ def test_of_large_requests_no_more_are_read_than_fit_in_memory(
         everything = store.work("crm", NOW, 60)
         assert ([one.body for one in everything.inbounds], everything.more) == (bodies, False)
         assert [one.body for one in store.work("crm", NOW, 3).inbounds] == bodies[:3]
+
+
+# --- a table that somebody keeps to himself --------------------------------------------------------------
+
+
+def test_whoever_asks_hears_what_keeps_the_database_busy(
+    tmp_path: Path, migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = connections._READ.replace("lock_timeout = '10s'", "lock_timeout = '20ms'")
+    monkeypatch.setattr(connections, "_READ", soon)
+    with (
+        open_site(tmp_path, database=PostgresDatabase(migrated_postgres_url)) as site,
+        psycopg.connect(migrated_postgres_url) as somebody,
+    ):
+        somebody.execute("LOCK TABLE delivery IN ACCESS EXCLUSIVE MODE")
+        ready = site.session.get(f"{site.url}/readyz", timeout=PATIENCE_S)
+        assert ready.status_code == 503
+        [check] = ready.json()["checks"]
+        assert "Another session keeps the database busy" in check["detail"]
+        assert site.send("shop", {"type": "contact.updated", "data": {"id": "1"}}).status_code == 200
+        assert site.api("GET", "/deliveries").status_code == 503
+        somebody.rollback()
+        assert site.api("GET", "/deliveries").status_code == 200

@@ -103,9 +103,9 @@ def look(store: Store, now: datetime, trouble: str = "") -> list[Check]:
     """Look at the database, the worker and what is late. *trouble*: why nothing can be written."""
     try:
         seen = store.health(now)
-    except StoreUnavailable:
-        detail = "The database cannot be used now: webhooks are refused with 503, and their senders try again."
-        return [Check("database", ok=False, detail=detail)]
+    except StoreUnavailable as error:
+        # Webhooks may be stored all the same: what somebody has locked is another table.
+        return [Check("database", ok=False, detail=f"The database cannot be looked at now. {error}")]
     return [
         Check("database", ok=not trouble, detail=trouble or "The database answers."),
         _worker(seen, now),
