@@ -197,3 +197,13 @@ def test_whoever_asks_hears_what_keeps_the_database_busy(
         assert site.api("GET", "/deliveries").status_code == 503
         somebody.rollback()
         assert site.api("GET", "/deliveries").status_code == 200
+
+
+# --- an address that is none -----------------------------------------------------------------------------
+
+
+def test_a_name_that_no_host_can_have_is_told_without_the_password() -> None:
+    with closing(Connections(f"postgresql://app:S3cret@{'a' * 70}.invalid/bridge")) as nowhere:
+        with pytest.raises(StoreUnavailable, match="DATABASE_URL cannot be read") as caught:
+            nowhere.read(make_table)
+        assert "S3cret" not in str(caught.value)

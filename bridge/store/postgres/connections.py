@@ -251,6 +251,9 @@ class Connections:
         except psycopg.Error as error:
             self._away = True
             raise StoreUnavailable(refusal(error)) from error
+        except UnicodeError:  # of a name that no host can have
+            self._away = True
+            raise StoreUnavailable(UNREADABLE_URL) from None
 
     def _configure(self, connection: Connection) -> None:
         connection.prepared_max = PREPARED
