@@ -183,7 +183,9 @@ class Connections:
                             connection.close()  # by its end that may be over, and the session would never know
                             raise
                         # After a restart of the server, all that were idle have to be found out.
-                        over = tries >= TRIES + self._max_size or time.monotonic() > deadline
+                        # Who was frozen has no time left when he wakes up; once is always tried again.
+                        late = tries > 1 and time.monotonic() > deadline
+                        over = late or tries >= TRIES + self._max_size
                         if over or not self._may_help(connection, error):
                             raise
                 time.sleep(random.uniform(0, PAUSE_S * tries))  # noqa: S311 - so that two do not meet again
