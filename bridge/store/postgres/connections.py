@@ -66,8 +66,9 @@ _NOT_DURABLE: LiteralString = _WRITE + "; SET LOCAL synchronous_commit = off"
 
 _ALONE: LiteralString = (
     "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0"
-    "; SET LOCAL idle_in_transaction_session_timeout = 0"
-    # Silence is allowed here, so the server has to look by itself whether the machine is still there: as servers
+    "; SET LOCAL idle_in_transaction_session_timeout = '10min'"
+    # A process that is frozen while it is alone keeps the others out for no longer than that. Otherwise silence is
+    # allowed here, so the server has to look by itself whether the machine is still there: as servers
     # come, they take up to two hours for that.
     "; SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2"
     "; SET LOCAL tcp_keepalives_count = 3; SET LOCAL tcp_user_timeout = 10000"
