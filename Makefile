@@ -1,6 +1,8 @@
 # Everything a newcomer needs: `make demo` shows bridge at work, `make test` proves it.
 PYTHON ?= python3
 BIN := .venv/bin
+# One more than there are processors: many tests wait for processes of their own.
+TESTERS = $(shell $(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
@@ -13,7 +15,7 @@ demo: .venv/run  ## signed webhooks into four platforms, all on this machine
 	@$(BIN)/python -m bridge demo $(ARGS)
 
 test: .venv/dev  ## run every test
-	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal $(ARGS)
 
 check: format-check lint types test  ## all that CI runs
 

@@ -64,6 +64,7 @@ class Emptied:
     def __call__(self) -> PostgresDatabase:
         if self._pid != self._server.pid or not self._server.running:
             self._server.start()
+            self._connection.close()
             self._connect()
         tables = [sql.Identifier(name) for (name,) in self._connection.execute(_TABLES)]
         sequences = [sql.Identifier(name) for (name,) in self._connection.execute(_SEQUENCES)]

@@ -9,6 +9,7 @@ import asyncio
 import random
 import string
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +143,8 @@ def test_an_engine_that_began_read_only_goes_on_by_itself(
             async with asyncio.timeout(PATIENCE_S):
                 await connector.execute_query_async("CREATE TABLE made ()")
 
-    asyncio.run(insist())
+    with ThreadPoolExecutor(1) as threads:  # in this thread a browser of another test may have a loop of its own
+        threads.submit(asyncio.run, insist()).result()
     assert [type(one) for one in told] == [psycopg.errors.ReadOnlySqlTransaction]
 
 
