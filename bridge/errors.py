@@ -79,6 +79,14 @@ class StoreUnavailable(BridgeError):
     """The database cannot take this now (locked, full, gone): 503, and the sender keeps its retry."""
 
 
+class Unstorable(StoreUnavailable):
+    """The database works, and refuses the very data: it never takes this row, however often it is tried.
+
+    What else was to be stored with it is stored without it, and whatever was to lead to it is ended with the
+    message as its reason. A sender is told the same as of a database that is away, so that it keeps what it sent.
+    """
+
+
 class LostLane(BridgeError):
     """Another runner holds this lane by now; whatever this one decided is void."""
 

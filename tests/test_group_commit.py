@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from bridge.database import Database
-from bridge.errors import StoreUnavailable
+from bridge.errors import StoreUnavailable, Unstorable
 from bridge.store import group_commit
 from bridge.store.group_commit import GroupCommit
 from bridge.store.protocol import NewInbound, Received, Refusal
@@ -106,10 +106,17 @@ def test_a_database_that_is_away_is_told_to_every_waiter(writes: Writes) -> None
         assert group.receive(inbound("later")) == Received(1, duplicate=False)
 
 
-def test_one_unfit_request_does_not_harm_the_others(writes: Writes) -> None:
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (UnicodeError("no text"), "cannot be stored (UnicodeError"),
+        (Unstorable("The database refuses it."), "The database refuses it."),
+    ],
+)
+def test_one_unfit_request_does_not_harm_the_others(writes: Writes, error: Exception, why: str) -> None:
     def fail(batch: Sequence[NewInbound]) -> None:
         if any(one.body == b"unfit" for one in batch):
-            raise UnicodeError("no text")
+            raise error
 
     group = GroupCommit(writes.receive, writes.refuse)
     first = writes.hold_up(group)
@@ -121,7 +128,7 @@ def test_one_unfit_request_does_not_harm_the_others(writes: Writes) -> None:
     first.join()
     started.join()
     assert [isinstance(one, Received) for one in told] == [True, True, True, False, True]
-    assert "cannot be stored (UnicodeError" in str(told[3])
+    assert why in str(told[3])
     assert group.close()
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from bridge import contact as contacts
 from bridge import log, rules
 from bridge.config import SourceConnection
-from bridge.errors import BadPayload
+from bridge.errors import BadPayload, LostLane, SourceUnavailable, StoreUnavailable, Unstorable
 from bridge.model import (
     AuditEntry,
     Change,
@@ -57,6 +57,10 @@ class Round:
     inbounds: Sequence[int] = ()  # ids of what was read
 
 
+Decide = Callable[[Sequence[Parsed], Sequence[RecordKey]], Decision]
+Save = Callable[[Decision], Mapping[str, datetime]]  # returns the lanes made due
+
+
 def process(
     connection: SourceConnection,
     routes: Sequence[Route],
@@ -67,17 +71,133 @@ def process(
 ) -> Iterator[Round]:
     """Process one batch of the source's lane, a round at a time: parse, merge, decide, commit.
 
-    What is in rounds that are not asked for stays queued. *api* makes a client for the CRM, None where records
-    cannot be read.
+    What is in rounds that are not asked for stays queued. Where one contact makes its round fail, the others are
+    processed all the same, and what speaks of that one ends as unreadable. *api* makes a client for the CRM, None
+    where records cannot be read.
     """
     work = store.work(connection.name, now, BATCH)
     parsed = [parse(connection, inbound) for inbound in work.inbounds]
     work = replace(work, account=work.account or _first_account(parsed))
     rounds = _rounds(parsed, work.keys)
+
+    def decide(some: Sequence[Parsed], keys: Sequence[RecordKey]) -> Decision:
+        return _decision(connection, routes, store, api, replace(work, keys=keys), some, now)
+
+    def save(decision: Decision) -> Mapping[str, datetime]:
+        return store.commit(ticket, decision, now)
+
     for number, (some, keys) in enumerate(rounds, 1):
-        decision = _decision(connection, routes, store, api, replace(work, keys=keys), some, now)
-        woken = store.commit(ticket, decision, now)
+        try:
+            decision = decide(some, keys)
+            woken = save(_ended(decision, some, decision.erased, {}, now))
+        except Exception as error:
+            if not _is_poison(error):
+                raise
+            woken = _contact_by_contact(decide, save, some, keys, work.account, now)
         yield Round(woken, work.more or number < len(rounds), [one.inbound.id for one in some])
+
+
+# --- when a contact makes its round fail -----------------------------------------------------------------------
+
+
+def _is_poison(error: Exception) -> bool:
+    """Say whether what was to be decided or saved makes it fail, and would again; all else may pass."""
+    if isinstance(error, StoreUnavailable):
+        return isinstance(error, Unstorable)
+    return not isinstance(error, LostLane | SourceUnavailable | OSError | MemoryError)
+
+
+def _contact_by_contact(
+    decide: Decide,
+    save: Save,
+    parsed: Sequence[Parsed],
+    keys: Sequence[RecordKey],
+    account: str | None,
+    now: datetime,
+) -> Mapping[str, datetime]:
+    """Decide for each contact of a round, and save it, by itself, so that one that fails harms nobody else.
+
+    Merging asks for no order. The inbounds are ended last, for what speaks of several is only processed if all
+    of them were; until then it is processed again after a crash, which changes nothing.
+    """
+    woken: dict[str, datetime] = {}
+    erased: set[RecordKey] = set()
+    failed: dict[int, str] = {}  # inbound -> why
+    by_id = {one.inbound.id: one for one in parsed}
+    told = _told(parsed, account)
+    due = set(keys)
+    for key in dict.fromkeys([*told, *keys]):
+        ids = list(dict.fromkeys(told.get(key, ())))
+        marked = [key] if key in due else []
+        try:
+            decision = decide([_only_of(key, by_id[inbound_id]) for inbound_id in ids], marked)
+            for lane, moment in save(decision).items():
+                woken[lane] = min(moment, woken.get(lane, moment))
+            erased |= set(decision.erased)
+        except Exception as error:
+            if not _is_poison(error):
+                raise
+            log.bug("contact.failed", error, source=key.source, source_id=key.source_id, count=len(ids))
+            why = _trouble(error)
+            failed |= dict.fromkeys(ids, why)
+            _give_up(save, key, marked, ids, why, now)
+    if parsed:
+        _end(save, parsed, account, erased, failed, now)
+    return woken
+
+
+def _only_of(key: RecordKey, one: Parsed) -> Parsed:
+    """Return what *one* says of *key*, and nothing of what it says of others."""
+    told = [
+        replace(event, changes=tuple(change for change in event.changes if change.key == key))
+        for event in one.events
+    ]
+    return replace(one, events=[event for event in told if event.changes])
+
+
+def _trouble(error: Exception) -> str:
+    if isinstance(error, Unstorable):
+        return str(error)
+    return f"Bridge failed to decide what follows from it ({type(error).__name__}, a bug)."
+
+
+def _give_up(
+    save: Save, key: RecordKey, marked: Sequence[RecordKey], inbounds: Sequence[int], why: str, now: datetime
+) -> None:
+    """Say why at the contact, where its erasure finds the inbounds; its marks go, or it were due again at once."""
+    facts = [
+        AuditEntry(now, "contact", "failed", why, source=key.source, source_id=key.source_id, inbound_id=one)
+        for one in (*inbounds, *([] if inbounds else [None]))
+    ]
+    try:
+        save(Decision(audit=facts, decided=marked))
+    except Unstorable:  # of its id, perhaps: the inbounds say why as well
+        if marked:
+            save(Decision(decided=marked))
+
+
+def _end(
+    save: Save,
+    parsed: Sequence[Parsed],
+    account: str | None,
+    erased: Collection[RecordKey],
+    failed: Mapping[int, str],
+    now: datetime,
+) -> None:
+    """Save what became of inbounds, and without the names of its events where those are what is refused."""
+    try:
+        save(_ended(Decision(account=account), parsed, erased, failed, now))
+    except Unstorable as error:
+        if len(parsed) > 1:
+            for one in parsed:
+                _end(save, [one], account, erased, failed, now)
+            return
+        (one,) = parsed
+        log.bug("inbound.unstorable", error, inbound=one.inbound.id)
+        save(_ended(Decision(), [replace(one, events=())], erased, {one.inbound.id: str(error)}, now))
+
+
+# --- deciding --------------------------------------------------------------------------------------------------
 
 
 def _rounds(parsed: Sequence[Parsed], keys: Sequence[RecordKey]) -> list[tuple[list[Parsed], list[RecordKey]]]:
@@ -109,7 +229,10 @@ def _decision(
     parsed: Sequence[Parsed],
     now: datetime,
 ) -> Decision:
-    """Merge what *parsed* says and decide anew for everybody concerned. *work* has the keys of this round."""
+    """Merge what *parsed* says and decide anew for everybody concerned. *work* has the keys of this round.
+
+    What became of the inbounds themselves is told by `_ended`.
+    """
     account = work.account
     changes = [
         contacts.clamp(change, one.inbound.received_at)
@@ -129,16 +252,10 @@ def _decision(
         known[key] = unless_readable(known[key], can_read=api is not None)
     before_erased = {key for key, contact in before.items() if contact.erased}
     spoken = [entry for one in parsed for entry in _facts(one, account, known, now)]
-    results = [_result(one, account, known) for one in parsed]
     return Decision(
         contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
         wants=_decide(routes, known, touched, work, _told(parsed, account), can_read=api is not None),
-        results=results,
-        audit=[
-            *_silent(parsed, results, now),
-            *spoken,
-            *_erased_along(known, touched - before_erased, spoken, now),
-        ],
+        audit=[*spoken, *_erased_along(known, touched - before_erased, spoken, now)],
         erased={key for key in touched if known[key].erased},
         decided=work.keys,
         account=account,
@@ -235,18 +352,32 @@ def _decide(
     return wants
 
 
-def _result(one: Parsed, account: str | None, known: Mapping[RecordKey, Contact]) -> InboundResult:
+def _ended(
+    decision: Decision,
+    parsed: Sequence[Parsed],
+    erased: Collection[RecordKey],
+    failed: Mapping[int, str],
+    now: datetime,
+) -> Decision:
+    """Return *decision* with what became of *parsed*; those that *failed* are unreadable, for the reason there."""
+    results = [_result(one, decision.account, erased, failed.get(one.inbound.id, "")) for one in parsed]
+    return replace(decision, results=results, audit=[*_silent(parsed, results, now), *decision.audit])
+
+
+def _result(one: Parsed, account: str | None, erased: Collection[RecordKey], failed: str) -> InboundResult:
     """Say what became of an inbound as a whole."""
-    outcome, reason, forget = _outcome(one, account, known)
+    outcome, reason, forget = _outcome(one, account, erased)
+    if failed:
+        outcome, reason = Outcome.UNREADABLE, failed if forget else f"{failed} It is kept."
     types = event_types(one.events) or one.inbound.event_types  # without a body, those of before
     return InboundResult(one.inbound.id, outcome, reason, forget, types)
 
 
-def _outcome(one: Parsed, account: str | None, known: Mapping[RecordKey, Contact]) -> tuple[Outcome, str, bool]:
+def _outcome(one: Parsed, account: str | None, erased: Collection[RecordKey]) -> tuple[Outcome, str, bool]:
     """Return the outcome of an inbound with its reason, and whether it speaks of somebody erased."""
     changes = [change for event in one.events for change in event.changes]
     ours = [change for change in changes if not _foreign(change, account)]
-    forget = any((contact := known.get(change.key)) is not None and contact.erased for change in ours)
+    forget = any(change.key in erased for change in ours)
     unreadable = one.problem or next((event.unreadable for event in one.events if event.unreadable), "")
     if unreadable:
         return Outcome.UNREADABLE, unreadable, forget

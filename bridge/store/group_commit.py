@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bridge.errors import StoreUnavailable
+from bridge.errors import StoreUnavailable, Unstorable
 from bridge.store.protocol import NewInbound, Received, Refusal
 
 BATCH = 256  # receipts in one transaction
@@ -197,13 +197,15 @@ class GroupCommit:
             return
         try:
             stored = self._receive([pending.inbound for pending in batch])
-        except StoreUnavailable as error:
-            self._note(str(error))
-            self._fail(batch, str(error))
         except Exception as error:
-            if len(batch) > 1:  # one of them is unfit; the others shall not suffer from it
+            if isinstance(error, StoreUnavailable) and not isinstance(error, Unstorable):
+                self._note(str(error))
+                self._fail(batch, str(error))
+            elif len(batch) > 1:  # one of them is unfit; the others shall not suffer from it
                 for pending in batch:
                     self._commit([pending])
+            elif isinstance(error, Unstorable):
+                self._fail(batch, str(error))
             else:
                 why = f"The request cannot be stored ({type(error).__name__}, a bug of bridge)."
                 self._fail(batch, why, error)

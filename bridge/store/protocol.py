@@ -1,7 +1,8 @@
 """What bridge asks of a database: verbs that every store keeps, each one transaction.
 
 A store decides nothing. Where a new state depends on what is in the database, it calls the pure functions of
-`bridge.schedule` inside its transaction. Any failure of the database leaves as `StoreUnavailable`.
+`bridge.schedule` inside its transaction. Any failure of the database leaves as `StoreUnavailable`;
+where it refuses the data itself, for good, as its subclass `Unstorable`.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from bridge.store.postgres.plain_words import (
     UNCERTAIN,
     UNREADABLE_URL,
     in_plain_words,
+    is_misplaced,
     refusal,
 )
 
@@ -197,7 +198,7 @@ class Connections:
             self._prepare_threshold = None
         if error.sqlstate in _NOT_PREPARED or error.sqlstate == _CHANGED_PLAN:
             connection.close()
-        return connection.closed or _is_lost(error) or _is_misplaced(error) or error.sqlstate in _AGAIN
+        return connection.closed or _is_lost(error) or is_misplaced(error) or error.sqlstate in _AGAIN
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -303,11 +304,6 @@ def _commit(connection: Connection) -> None:
 
 def _is_lost(error: psycopg.Error) -> bool:
     return error.diag.severity_nonlocalized in {"FATAL", "PANIC"}
-
-
-def _is_misplaced(error: psycopg.Error) -> bool:
-    """Say whether a row was on its way to the default partition when its day got one of its own."""
-    return isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None
 
 
 def _tidy(connection: Connection) -> None:

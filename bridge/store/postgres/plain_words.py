@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import psycopg
 from psycopg_pool import PoolClosed
 
-from bridge.errors import StoreUnavailable
+from bridge.errors import StoreUnavailable, Unstorable
 
 CLOSED = "The database is closed because bridge is stopping."
 ALL_IN_USE = "All connections to the database are in use. This is tried again by itself."
@@ -109,7 +109,7 @@ _REFUSALS: Sequence[tuple[re.Pattern[str], str]] = tuple(
 
 @contextlib.contextmanager
 def in_plain_words() -> Iterator[None]:
-    """Let every error of the database leave as `StoreUnavailable`."""
+    """Let every error of the database leave as `StoreUnavailable`, or `Unstorable` where it is the data."""
     try:
         yield
     except PoolClosed as error:
@@ -117,8 +117,22 @@ def in_plain_words() -> Iterator[None]:
     except psycopg.Error as error:
         # What these two quote are values, which may be a person's; the sentence names all that is ours.
         if isinstance(error, psycopg.DataError | psycopg.IntegrityError):
-            raise StoreUnavailable(sentence(error)) from None
+            raise (Unstorable if is_refused(error) else StoreUnavailable)(sentence(error)) from None
+        if is_refused(error):
+            raise Unstorable(sentence(error)) from error
         raise StoreUnavailable(sentence(error)) from error
+
+
+def is_refused(error: psycopg.Error) -> bool:
+    """Say whether the database refuses what it was given for good, whoever else writes at the same time."""
+    if isinstance(error, psycopg.errors.UniqueViolation) or is_misplaced(error):
+        return False
+    return isinstance(error, psycopg.DataError | psycopg.IntegrityError | psycopg.errors.ProgramLimitExceeded)
+
+
+def is_misplaced(error: psycopg.Error) -> bool:
+    """Say whether a row was on its way to the default partition when its day got one of its own."""
+    return isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None
 
 
 def sentence(error: psycopg.Error) -> str:
@@ -127,7 +141,7 @@ def sentence(error: psycopg.Error) -> str:
     for key in (error.sqlstate, error.sqlstate[:3], error.sqlstate[:2]):
         if key in SENTENCES:
             return SENTENCES[key]
-    if isinstance(error, psycopg.OperationalError):
+    if isinstance(error, psycopg.OperationalError) and not is_refused(error):
         return f"The database reports an error ({_name(error)}). This is tried again by itself."
     return _mistake(error)
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from sqlite_utils import Database
 
-from bridge.errors import StoreUnavailable
+from bridge.errors import StoreUnavailable, Unstorable
 
 BUSY_S = 5.0  # for programs that lock the database without queueing for our file lock (a backup, a shell)
 EMPTYING_MS = 500  # for those who read while the log is to be emptied
@@ -242,9 +242,12 @@ SENTENCES: Mapping[int, str] = {
 
 @contextlib.contextmanager
 def _in_plain_words() -> Iterator[None]:
-    """Let every error of the database or its file leave as `StoreUnavailable`."""
+    """Let every error of the database or its file leave as `StoreUnavailable`, or as `Unstorable`."""
     try:
         yield
+    except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError) as error:
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise Unstorable(f"The database refuses what bridge asks for ({name}): a bug of bridge.") from error
     except sqlite3.Error as error:
         raise StoreUnavailable(_sentence(error)) from error
     except OSError as error:
