@@ -312,5 +312,5 @@ def read_cursor(cursor: str) -> tuple[str, int]:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
         moment, _, row_id = text.rpartition(" ")
         return iso(from_iso(moment)), int(row_id)
-    except (binascii.Error, UnicodeError, ValueError) as error:
+    except (binascii.Error, UnicodeError, ValueError, OverflowError) as error:
         raise ValueError("The cursor is not one that this list gave out.") from error

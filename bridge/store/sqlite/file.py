@@ -245,7 +245,8 @@ def _in_plain_words() -> Iterator[None]:
     """Let every error of the database or its file leave as `StoreUnavailable`, or as `Unstorable`."""
     try:
         yield
-    except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError) as error:
+    except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError) as error:
+        # A number too large for a column leaves as it is: who asks for a list with one is told so.
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         raise Unstorable(f"The database refuses what bridge asks for ({name}): a bug of bridge.") from error
     except sqlite3.Error as error:
