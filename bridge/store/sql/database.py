@@ -28,7 +28,8 @@ in this order, so that no two ever wait for each other:
 3. a bulk retry (its name, by `Db.lock`);
 4. contacts, by their ids;
 5. deliveries, by their ids. Who needs several takes them with `Db.lock_rows` before anything is read of them, and
-   their contacts before that, unless the door is shut behind it;
+   their contacts before that, unless the door is shut behind it. Only `claim` takes a name after a delivery (of a
+   target's unlinked contacts), and behind that waits for no row;
 6. event keys, by their digests; inbounds, by their ids; payloads;
 7. rows that are written once, near the end (of a source, a target's last push, a quota), and last the wakes.
 
