@@ -149,10 +149,10 @@ class Api:
     """Calls to one configured base, for one attempt: it keeps what was said for the audit log.
 
     *take* is called before every request and waits for, or refuses, a turn within the account's quota.
-    *before_create* is called before a request that must not be repeated blindly, to note durably that its fate
-    is unknown until an answer arrives; *create_refused* when the answer is a plain no. *turn* stands in for *take*
-    before a request that completes a write already made: it may wait, but must not stop for newer state. *access*
-    is for adapters whose platform gives out tokens.
+    Two stand in for it where one request is unlike the others: *turn* before one that completes a write already
+    made, which may wait but must not stop for newer state; *before_create* before one that must not be repeated
+    blindly, which also notes durably that its fate is unknown until an answer arrives. *create_refused* is called
+    when that answer is a plain no. *access* is for adapters whose platform gives out tokens.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Api:
         session: requests.Session | None = None,
         take: Callable[[], None] = lambda: None,
         turn: Callable[[], None] | None = None,
-        before_create: Callable[[], None] = lambda: None,
+        before_create: Callable[[], None] | None = None,
         create_refused: Callable[[], None] = lambda: None,
         access: Access | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
@@ -173,7 +173,7 @@ class Api:
         self.session = session or new_session()
         self.take = take
         self.turn = turn or take
-        self.before_create = before_create
+        self.before_create = before_create or take
         self.create_refused = create_refused
         self.access = access or OwnAccess()
         self.timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
@@ -209,9 +209,7 @@ class Api:
         sent_headers = {**HEADERS, **(headers or {})}
         if content is not None:
             sent_headers["Content-Type"] = "application/json"
-        (self.turn if finishes else self.take)()
-        if creates:
-            self.before_create()
+        (self.before_create if creates else self.turn if finishes else self.take)()
         kept = "(not kept)" if confidential and content else _kept(content or b"")
         started = time.monotonic()
         try:

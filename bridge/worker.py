@@ -235,7 +235,6 @@ class Worker:
 
     def _deliver(self, lane: str, connection: TargetConnection, ticket: Ticket) -> datetime | None:
         deadline = time.monotonic() + TURN_S
-        apart = {name for names in connection.type.identities for name in names}
         while not self._stopping.is_set():
             now = self.clock()
             if time.monotonic() > deadline:
@@ -244,7 +243,7 @@ class Worker:
             pause_s = self.store.take_turn(connection.name, connection.rate_per_s, connection.burst, now, count=0)
             if pause_s > 0:
                 return now + timedelta(seconds=pause_s)
-            claimed = self.store.claim(ticket, now, apart)
+            claimed = self.store.claim(ticket, now, connection.type.keys)
             if claimed is None:
                 status = self.store.target_status(connection.name)
                 if status.mode == "open":
@@ -252,22 +251,34 @@ class Worker:
                 status = self._probe(lane, connection, status)
                 if status.mode != "open":
                     return status.probe_at
-                continue
-            push = pipeline.Push(self.store, ticket, claimed, connection, self.clock)
-            api = Api(
-                connection.base_url,
-                session=self._session(),
-                take=self._turn_at(connection, ticket, claimed),
-                turn=self._turn_at(connection),
-                before_create=push.before_create,
-                create_refused=push.create_refused,
-                access=self._access(connection),
-            )
-            began_ns = time.time_ns()
-            settle = timedelta(seconds=self.config.bridge.settle_s)
-            delivery = pipeline.deliver(push, api, settle=settle, now=now)
-            self._trace(delivery, began_ns, len(api.exchanges))
+            while claimed is not None:
+                claimed = self._push(connection, ticket, claimed, deadline)
         return None
+
+    def _push(
+        self, connection: TargetConnection, ticket: Ticket, claimed: Delivery, deadline: float
+    ) -> Delivery | None:
+        """Push what was claimed; return what was claimed with its outcome, if there is time for more."""
+        push = pipeline.Push(self.store, ticket, claimed, connection, self.clock)
+        api = Api(
+            connection.base_url,
+            session=self._session(),
+            take=self._turn_at(connection, push),
+            turn=self._turn_at(connection),
+            before_create=self._turn_at(connection, push, unsure=True),
+            create_refused=push.create_refused,
+            access=self._access(connection),
+        )
+        began_ns = time.time_ns()
+        delivery, following = pipeline.deliver(
+            push,
+            api,
+            settle=timedelta(seconds=self.config.bridge.settle_s),
+            now=self.clock(),
+            more=lambda: not self._stopping.is_set() and time.monotonic() < deadline,
+        )
+        self._trace(delivery, began_ns, len(api.exchanges))
+        return following
 
     def _next_due(self, lane: str, now: datetime) -> datetime | None:
         due = self.store.next_due(lane)
@@ -308,25 +319,30 @@ class Worker:
         return pipeline.SharedAccess(self.store, connection.name, self.clock, self._stopping.wait)
 
     def _turn_at(
-        self, connection: TargetConnection, ticket: Ticket | None = None, claimed: Delivery | None = None
+        self, connection: TargetConnection, push: pipeline.Push | None = None, *, unsure: bool = False
     ) -> Callable[[], None]:
         """Return a function that waits for a turn within the target's quota, which all processes share.
 
-        It raises `Superseded` once there is newer state of *claimed*, and `LostLane` once the lane was taken over:
-        the opt-out, the latest state and whose turn it is are looked at again right before each call.
+        It raises `Superseded` once there is newer state than *push* sends, and `LostLane` once the lane was taken
+        over: the opt-out, the latest state and whose turn it is are looked at again right before each call. With
+        *unsure*, it also notes that the fate of the call is unknown.
         """
 
         def take() -> None:
             while True:
+                now = self.clock()
                 pause_s = self.store.take_turn(
                     connection.name,
                     connection.rate_per_s,
                     connection.burst,
-                    self.clock(),
-                    ticket=ticket,
-                    claimed=claimed,
+                    now,
+                    ticket=push.ticket if push else None,
+                    claimed=push.claimed if push else None,
+                    unsure=unsure,
                 )
                 if pause_s <= 0:
+                    if push is not None and unsure:
+                        push.unsure_since = now
                     return
                 if pause_s > LONGEST_NAP_S or self._stopping.wait(pause_s):
                     raise Retryable(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from bridge.model import (
     Receipt,
     RecordKey,
     State,
+    Value,
     Version,
     Want,
 )
@@ -36,6 +37,7 @@ from bridge.store.protocol import (
     InboundResult,
     NewInbound,
     Page,
+    Plan,
     Received,
     Refusal,
     Rules,
@@ -111,14 +113,26 @@ def push(
     **receipt: Any,
 ) -> Delivery:
     """Finish *claimed* as a push that the target took."""
-    fields = claimed.desired.fields if claimed.desired else {}
-    taken = Receipt(receipt.pop("outcome", "created"), target_id, fields, **receipt)
-
-    def close(row: Delivery | None) -> Delivery:
-        return schedule.succeeded(row or claimed, claimed, taken, held=OPEN, now=now)
-
+    taken = Receipt(receipt.pop("outcome", "created"), target_id, _fields(claimed), **receipt)
     attempt = Attempt(now, taken.outcome, "", 12, status=200, fields=("email",), exchanges=exchanges)
-    return store.finish(ticket, claimed, close, attempt)
+    return store.finish(ticket, claimed, _taken(claimed, taken, now), attempt)
+
+
+def push_and_claim(
+    store: Store, ticket: Ticket, claimed: Delivery, apart: Collection[str] = ()
+) -> tuple[Delivery, Delivery | None]:
+    """Finish *claimed* as a push that the target took, and claim the next."""
+    taken = Receipt("created", f"T{claimed.key.source_id}", _fields(claimed))
+    attempt = Attempt(NOW, taken.outcome, "", 12, status=200)
+    return store.finish_and_claim(ticket, claimed, _taken(claimed, taken, NOW), attempt, NOW, apart)
+
+
+def _fields(claimed: Delivery) -> Mapping[str, Value]:
+    return claimed.desired.fields if claimed.desired else {}
+
+
+def _taken(claimed: Delivery, receipt: Receipt, now: datetime) -> Plan:
+    return lambda row: schedule.succeeded(row or claimed, claimed, receipt, held=OPEN, now=now)
 
 
 def retry(store: Store, ticket: Ticket, claimed: Delivery, now: datetime = NOW) -> Delivery:
@@ -128,6 +142,11 @@ def retry(store: Store, ticket: Ticket, claimed: Delivery, now: datetime = NOW) 
         return schedule.failed(row or claimed, claimed, error, held=OPEN, now=now, draw=0.5)
 
     return store.finish(ticket, claimed, close, Attempt(now, error.code, str(error), 3, 503, error.code))
+
+
+def unsure(store: Store, ticket: Ticket, claimed: Delivery, now: datetime) -> None:
+    """Begin to create what was *claimed*."""
+    assert store.take_turn(claimed.target, 100.0, 100, now, ticket=ticket, claimed=claimed, unsure=True) == 0
 
 
 def delivery_of(store: Store, key: RecordKey = JANE, target: str = "mail") -> Delivery:
@@ -291,7 +310,7 @@ class StoreContract:
         with pytest.raises(LostLane):
             store.link(old_mail, claimed, "T1")
         with pytest.raises(LostLane):
-            store.mark_unsure(old_mail, claimed, NOW)
+            unsure(store, old_mail, claimed, NOW)
         with pytest.raises(LostLane):
             push(store, old_mail, claimed, "T1")
         assert store.contacts([JOHN]) == {}
@@ -305,7 +324,7 @@ class StoreContract:
         commit(store, want())
         ticket = store.acquire(MAIL, "a", NOW)
         claimed = claim(store, ticket)
-        store.mark_unsure(ticket, claimed, NOW + SECOND)
+        unsure(store, ticket, claimed, NOW + SECOND)
         later = NOW + MINUTE
         store.acquire(MAIL, "b", later)
         taken_up = delivery_of(store)
@@ -648,11 +667,49 @@ class StoreContract:
         assert delivery_of(store, JANE).state is State.WAITING
         assert delivery_of(store, JOHN).target_id == "T1"
 
+    def test_the_end_of_one_push_claims_the_next(self, store: Store) -> None:
+        commit(store, want(), want(JOHN))
+        ticket = store.acquire(MAIL, "a", NOW)
+        first = claim(store, ticket)
+        synced, second = push_and_claim(store, ticket, first)
+        assert (synced.key, synced.state) == (first.key, State.SYNCED)
+        assert second is not None and second.key != first.key
+        assert delivery_of(store, second.key).state is State.SENDING
+        synced, none = push_and_claim(store, ticket, second)
+        assert (synced.key, synced.state, none) == (second.key, State.SYNCED, None)
+
+    def test_the_end_of_a_push_claims_nothing_at_a_target_that_was_closed(self, store: Store) -> None:
+        commit(store, want(), want(JOHN))
+        ticket = store.acquire(MAIL, "a", NOW)
+        claimed = claim(store, ticket)
+        store.pause("mail", "An import runs.", "ann", NOW)
+        assert push_and_claim(store, ticket, claimed)[1] is None
+        assert sorted(delivery_of(store, key).state for key in (JANE, JOHN)) == [State.HELD, State.SYNCED]
+
+    def test_the_end_of_a_push_claims_nothing_that_another_lane_may_be_creating(self, store: Store) -> None:
+        keys = list(numbered(6))
+        commit(store, *(want(key, "sms", phone="+14155550100") for key in keys))
+        tickets = [store.acquire(deliver_lane("sms", number), "a", NOW) for number in range(2)]
+        first = store.claim(tickets[0], NOW, {"phone"})
+        assert first is not None
+        _, second = push_and_claim(store, tickets[0], first, apart={"phone"})
+        assert second is not None
+        assert store.claim(tickets[1], NOW, {"phone"}) is None
+
+    def test_who_lost_the_lane_neither_ends_nor_claims(self, store: Store) -> None:
+        commit(store, want(), want(JOHN))
+        lost = store.acquire(MAIL, "frozen", NOW)
+        claimed = claim(store, lost)
+        store.acquire(MAIL, "b", NOW)
+        with pytest.raises(LostLane):
+            push_and_claim(store, lost, claimed)
+        assert {delivery_of(store, key).state for key in (JANE, JOHN)} == {State.PENDING}
+
     def test_a_create_of_unknown_fate_is_remembered(self, store: Store, make_store: MakeStore) -> None:
         commit(store, want())
         ticket = store.acquire(MAIL, "a", NOW)
         claimed = claim(store, ticket)
-        store.mark_unsure(ticket, claimed, NOW + SECOND)
+        unsure(store, ticket, claimed, NOW + SECOND)
         assert delivery_of(make_store()).unsure_since == NOW + SECOND
 
     # --- quota -------------------------------------------------------------------------------------------
@@ -774,8 +831,17 @@ class StoreContract:
     def test_refusals_in_a_row_are_counted(self, store: Store) -> None:
         assert [store.note_refusal("mail", NOW) for _ in range(3)] == [1, 2, 3]
         assert store.target_status("mail").refusals == 3
-        store.clear_refusals("mail")
-        store.clear_refusals("sms")
+        commit(store, want(), want(target="sms"))
+        sms = store.acquire(deliver_lane("sms", slot_of(JANE) % 2), "a", NOW)
+        push(store, sms, claim(store, sms), "S1")
+        assert store.target_status("mail").refusals == 3
+        mail = store.acquire(MAIL, "a", NOW)
+        retry(store, mail, claim(store, mail))
+        assert store.target_status("mail").refusals == 3
+        again = store.claim(mail, NOW + MINUTE)
+        assert again is not None
+        push(store, mail, again, "T1")
+        assert store.target_status("mail").refusals == 0
         assert store.note_refusal("mail", NOW) == 1
 
     def test_who_lost_the_lane_says_nothing_of_its_target(self, store: Store) -> None:
@@ -783,7 +849,6 @@ class StoreContract:
         assert store.note_refusal("mail", NOW, ticket) == 1
         for verb in (
             lambda: store.note_refusal("mail", NOW, lost),
-            lambda: store.clear_refusals("mail", lost),
             lambda: store.set_backoff("mail", NOW + MINUTE, lost),
         ):
             with pytest.raises(LostLane):
@@ -1229,7 +1294,7 @@ class StoreContract:
         commit(store, want(), want(JOHN), want(target="sms"))
         ticket = store.acquire(MAIL, "a", NOW)
         claimed = claim(store, ticket)
-        store.mark_unsure(ticket, claimed, NOW)
+        unsure(store, ticket, claimed, NOW)
         store.put_in_force(Ruling(Rules({}, {}), gone=[("crm", "mail")]), NOW)
         for key in (JANE, JOHN):
             assert delivery_of(store, key).state is State.WAITING

@@ -26,7 +26,7 @@ def test_each_target_says_how_it_is_and_why(stage: Stage) -> None:
     register = article(html, "register")
     assert "held" in register
     assert re.search(
-        r"Held by bridge .*: Artu refuses our credentials .* Bridge tries the access again in", register
+        r"Held by bridge .*: Artu refuses our credentials .* Bridge (tries|is about to try)", register
     )
     marketing = article(html, "marketing")
     assert "1 contact is behind" in marketing
@@ -34,6 +34,17 @@ def test_each_target_says_how_it_is_and_why(stage: Stage) -> None:
     assert re.search(r"Last error .* unavailable ActiveCampaign has trouble \(HTTP 503\)", marketing)
     assert re.search(r"Quota .*1,000 of 1,000 calls free; 1000 a second", marketing)
     assert "Pause" not in marketing, "a viewer is shown no buttons"
+
+
+def test_a_held_target_says_when_its_access_is_tried_again(own_stage: Stage) -> None:
+    now = utc_now()
+    for probe_at, said in (
+        (now + timedelta(hours=1, minutes=1), "tries the access again in 1 h"),
+        (now, "is about to try"),
+    ):
+        own_stage.store.hold("register", "Artu refuses us.", now, probe_at)
+        with own_stage.session("viewer") as session:
+            assert f"Artu refuses us. Bridge {said}" in article(session.page("/targets"), "register")
 
 
 def test_pausing_asks_with_its_scope_then_holds_and_says_who_and_why(own_stage: Stage) -> None:

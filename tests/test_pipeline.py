@@ -658,14 +658,14 @@ def test_an_outcome_that_could_not_be_stored_is_found_out_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = world.bench.store
-    finish, full = store.finish, [True]
+    finish, full = store.finish_and_claim, [True]
 
-    def finish_or_fail(*arguments: Any) -> Delivery:
+    def finish_or_fail(*arguments: Any) -> tuple[Delivery, Delivery | None]:
         if full.pop() if full else False:
             raise StoreUnavailable("The disk is full.")
         return finish(*arguments)
 
-    monkeypatch.setattr(store, "finish", finish_or_fail)
+    monkeypatch.setattr(store, "finish_and_claim", finish_or_fail)
     events = world.crm.create(**ANA)
     with pytest.raises(StoreUnavailable):
         world.send(events)

@@ -13,7 +13,7 @@ from bridge.config import TargetConnection
 from bridge.errors import DeliveryFailed, LostLane, Refused, Retryable, StoreUnavailable, Superseded
 from bridge.model import Delivery, Desired, Receipt
 from bridge.outbound import Api
-from bridge.store.protocol import Attempt, Store, TargetStatus, Ticket
+from bridge.store.protocol import Attempt, Plan, Store, TargetStatus, Ticket
 from bridge.targets.base import Job
 
 PROBE_S = 60.0  # before a held target is tried again, doubled each time
@@ -32,9 +32,14 @@ class Push:
     clock: Callable[[], datetime]
     unsure_since: datetime | None = None
 
-    def before_create(self) -> None:
-        self.unsure_since = self.clock()
-        self.store.mark_unsure(self.ticket, self.claimed, self.unsure_since)
+    def finish(
+        self, close: Plan, attempt: Attempt | None, *, more: bool = False
+    ) -> tuple[Delivery, Delivery | None]:
+        """Save how it ended; return that, and with *more* what was claimed in the same transaction."""
+        if not more:
+            return self.store.finish(self.ticket, self.claimed, close, attempt), None
+        keys = self.connection.type.keys
+        return self.store.finish_and_claim(self.ticket, self.claimed, close, attempt, self.clock(), keys)
 
     def create_refused(self) -> None:
         """The platform said no to the create: it certainly did not happen."""
@@ -42,12 +47,19 @@ class Push:
 
     def link(self, target_id: str) -> None:
         _check_id(target_id)
-        self.store.link(self.ticket, self.claimed, target_id)
+        # A create that was noted durably is searched for when this is lost.
+        self.store.link(self.ticket, self.claimed, target_id, durable=self.unsure_since is None)
         self.unsure_since = None
 
 
-def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delivery:
-    """Push one claimed delivery, classify what the platform said, and save it all at once."""
+def deliver(
+    push: Push, api: Api, *, settle: timedelta, now: datetime, more: Callable[[], bool] = lambda: False
+) -> tuple[Delivery, Delivery | None]:
+    """Push one claimed delivery, classify what the platform said, and save it all at once.
+
+    Returns the delivery as it was saved, and what was claimed with it: something if the push went well, the lane
+    has more that is due, and the caller wants *more*.
+    """
     store, claimed, connection = push.store, push.claimed, push.connection
     push.unsure_since = claimed.unsure_since
     desired = claimed.desired or Desired()
@@ -79,9 +91,7 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
         receipt = said
     except Superseded:
         held = _held(store, claimed)
-        return store.finish(
-            push.ticket,
-            claimed,
+        return push.finish(
             lambda row: schedule.superseded(
                 replace(_present(row, claimed), unsure_since=push.unsure_since), held=held, now=push.clock()
             ),
@@ -104,11 +114,10 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
         message = f"{name} answered something that bridge does not understand ({type(failure).__name__})."
         error = Retryable(message, code="nonsense", maybe_done=True)
     ended = push.clock()
-    held = _held(store, claimed)
+    # Whether the target is open is looked at again with the outcome; only a failure needs it before.
+    held = _held(store, claimed) if error else TargetStatus(claimed.target)
     if isinstance(error, Refused):
         held = _note_refusal(push, error, held, ended)
-    elif held.refusals and error is None:
-        store.clear_refusals(claimed.target, push.ticket)
     if isinstance(error, Retryable) and error.code == "rate_limited":
         until = ended + timedelta(seconds=max(error.retry_after_s, 1.0))
         store.set_backoff(claimed.target, until, push.ticket)
@@ -131,7 +140,7 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
         present = replace(present, unsure_since=push.unsure_since)
         return schedule.failed(present, claimed, failure, held=held, now=ended, draw=random.random())  # noqa: S311
 
-    delivery = store.finish(push.ticket, claimed, close, attempt)
+    delivery, following = push.finish(close, attempt, more=error is None and more())
     log.event(
         "delivery.attempted",
         target=claimed.target,
@@ -143,7 +152,7 @@ def deliver(push: Push, api: Api, *, settle: timedelta, now: datetime) -> Delive
         duration_ms=attempt.duration_ms,
         calls=len(api.exchanges),
     )
-    return delivery
+    return delivery, following
 
 
 def _elder(connection: TargetConnection, job: Job) -> Job | None:
@@ -153,7 +162,7 @@ def _elder(connection: TargetConnection, job: Job) -> Job | None:
     """
     if job.unsure_since is None or job.target_id is not None:
         return None
-    names = {name for group in connection.type.identities for name in group}
+    names = connection.type.keys
     key = {name: value for name, value in job.tried.items() if name in names and value is not None}
     if not key or all(job.desired.fields.get(name) == value for name, value in key.items()):
         return None

@@ -326,23 +326,38 @@ class Store(Looking, Protocol):
         """
         ...
 
-    def link(self, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
+    def link(self, ticket: Ticket, claimed: Delivery, target_id: str, *, durable: bool = True) -> None:
         """Remember *target_id* before it is written to. One target contact has one contact of each source.
+
+        Not *durable*: it may be lost with the machine's power, as may what `finish_and_claim` saves.
 
         Raises:
             Ambiguous: another contact of the same source is linked to it. LostLane.
         """
         ...
 
-    def mark_unsure(self, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
-        """Remember that a create is about to be sent, so that a crash leads to a search. Raises LostLane."""
-        ...
-
     def finish(self, ticket: Ticket, claimed: Delivery, close: Plan, attempt: Attempt | None) -> Delivery:
         """Save what `close(the delivery as it is now)` returns, with *attempt* as an audit entry.
 
+        The refusals counted so far are forgotten if it was no failure.
+
         Raises:
             LostLane: *ticket* is no longer the newest; nothing was saved.
+        """
+        ...
+
+    def finish_and_claim(
+        self,
+        ticket: Ticket,
+        claimed: Delivery,
+        close: Plan,
+        attempt: Attempt | None,
+        now: datetime,
+        apart: Collection[str] = (),
+    ) -> tuple[Delivery, Delivery | None]:
+        """`finish`, and `claim` what is next in the same moment.
+
+        The claim waits for nobody: None may also mean that somebody is about to change what is next.
         """
         ...
 
@@ -360,12 +375,15 @@ class Store(Looking, Protocol):
         *,
         ticket: Ticket | None = None,
         claimed: Delivery | None = None,
+        unsure: bool = False,
     ) -> float:
         """Take *count* tokens of the target's bucket, shared by all processes; 0 when they were there.
 
         Otherwise nothing is taken, and the seconds until they will be are returned. *count* 0 only asks.
 
-        A turn of a push names its *ticket* and what it *claimed*, which are looked at in the same moment.
+        A turn of a push names its *ticket* and what it *claimed*, which are looked at in the same moment. If it is
+        a create (*unsure*), it is remembered durably that its fate is unknown from *now* on, so that a crash leads
+        to a search.
 
         Raises:
             Superseded: newer state than *claimed* arrived; nothing was taken.
@@ -401,15 +419,11 @@ class Store(Looking, Protocol):
         ...
 
     def note_refusal(self, target: str, now: datetime, ticket: Ticket | None = None) -> int:
-        """Count one more refusal in a row and return how many there are; `clear_refusals` starts anew.
+        """Count one more refusal in a row and return how many there are; a push that goes well starts anew.
 
         Raises:
             LostLane: *ticket* is given, and no longer the newest: what was heard may be long ago.
         """
-        ...
-
-    def clear_refusals(self, target: str, ticket: Ticket | None = None) -> None:
-        """Raises LostLane as `note_refusal` does."""
         ...
 
     def target_status(self, target: str) -> TargetStatus: ...

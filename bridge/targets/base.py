@@ -58,6 +58,11 @@ class TargetType:
     can_remove: bool = True
     can_opt_out: bool = True  # an opt-out can be written there
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The fields by which the platform tells contacts apart."""
+        return frozenset(name for group in self.identities for name in group)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

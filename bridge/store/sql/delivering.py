@@ -40,7 +40,13 @@ def claim(db: Db, ticket: Ticket, now: datetime, apart: Collection[str]) -> Deli
     keep_open(db, target)
     if target_status(db, target).mode != "open":
         return None
-    row = db.execute(f"{_DUE} FOR UPDATE", (target, number, iso(now), 1)).fetchone()
+    return _claim(db, target, number, now, apart, "FOR UPDATE")
+
+
+def _claim(
+    db: Db, target: str, number: int, now: datetime, apart: Collection[str], locking: str
+) -> Delivery | None:
+    row = db.execute(f"{_DUE} {locking}", (target, number, iso(now), 1)).fetchone()
     if row is None:
         return None
     stored = delivery_of(row)
@@ -105,25 +111,19 @@ def link(db: Db, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
     )
 
 
-def mark_unsure(db: Db, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
-    check_fence(db, ticket)
-    db.execute(
-        "UPDATE delivery SET unsure_since = ?, attempted = ? WHERE target = ? AND source = ? AND source_id = ?",
-        (
-            iso(at),
-            to_json(dict((claimed.desired or Desired()).fields)),
-            claimed.target,
-            claimed.key.source,
-            claimed.key.source_id,
-        ),
-    )
-
-
 def next_due_of(db: Db, lane: str) -> datetime | None:
     delivers = read_lane(lane)
     if delivers is None or target_status(db, delivers[0]).mode != "open":
         return None
     return next_due(db, *delivers)
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What `claim` is given, when the end of one push claims the next."""
+
+    now: datetime
+    apart: Collection[str]
 
 
 def finish(
@@ -134,13 +134,15 @@ def finish(
     close: Plan,
     attempt: Attempt | None,
     lanes: LaneCounts,
-) -> Delivery:
+    then: Next | None = None,
+) -> tuple[Delivery, Delivery | None]:
     check_fence(db, ticket)
     keep_open(db, claimed.target)
     current = load_delivery(db, claimed.target, claimed.key)
     closed = close(current)
     now = closed.updated_at
-    delivery = _unshared(db, fitted(closed, target_status(db, claimed.target), now))
+    status = target_status(db, claimed.target)
+    delivery = _unshared(db, fitted(closed, status, now))
     if is_erased(db, claimed.key):
         # What was under way when the person was erased must not bring back what was deleted.
         delivery = without_person(delivery, now)
@@ -150,7 +152,13 @@ def finish(
         number = (current.attempts if current else 0) + 1
         add_facts(db, salt, [_fact(claimed, attempt, number)])
         totals.count_push(db, claimed.target, attempt)
-    return delivery
+        if attempt.error is None and status.refusals:
+            db.execute("UPDATE target_status SET refusals = 0 WHERE target = ?", (claimed.target,))
+    following = None
+    if then is not None and status.mode == "open" and (delivers := read_lane(ticket.lane)) is not None:
+        # Skips what somebody else has: that one may wait for the delivery which was just saved.
+        following = _claim(db, *delivers, then.now, then.apart, "FOR UPDATE SKIP LOCKED")
+    return delivery, following
 
 
 def _unshared(db: Db, delivery: Delivery) -> Delivery:
@@ -239,6 +247,26 @@ def take_turn(
     elif bucket.corrected:
         db.execute("UPDATE quota SET filled_at = ? WHERE target = ?", (iso(bucket.filled_at), quota.target))
     return pause_s
+
+
+def take_turn_to_create(
+    db: Db, quota: Quota, now: datetime, count: int, ticket: Ticket, claimed: Delivery
+) -> float:
+    check_fence(db, ticket)
+    # Before it is known that there is a turn: the quota is locked last, and a search too many does no harm.
+    db.execute(
+        "UPDATE delivery SET unsure_since = ?, attempted = ? WHERE target = ? AND source = ? AND source_id = ?"
+        " AND revision = ?",
+        (
+            iso(now),
+            to_json(dict((claimed.desired or Desired()).fields)),
+            claimed.target,
+            claimed.key.source,
+            claimed.key.source_id,
+            claimed.revision,
+        ),
+    )
+    return take_turn(db, quota, now, count, ticket, claimed)
 
 
 def closed_for(db: Db, quota: Quota, now: datetime) -> float:
@@ -426,12 +454,6 @@ def note_refusal(db: Db, target: str, ticket: Ticket | None) -> int:
         )
     )
     return int(row["refusals"])
-
-
-def clear_refusals(db: Db, target: str, ticket: Ticket | None) -> None:
-    if ticket is not None:
-        check_fence(db, ticket)
-    db.execute("UPDATE target_status SET refusals = 0 WHERE target = ?", (target,))
 
 
 def _save_status(db: Db, status: TargetStatus) -> None:

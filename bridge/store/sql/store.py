@@ -152,15 +152,27 @@ class SqlStore(ABC):
         # Not durable: a claim that is lost with the machine's power is what `acquire` would undo anyway.
         return self._write_lazily(delivering.claim, ticket, now, apart)
 
-    def link(self, ticket: Ticket, claimed: Delivery, target_id: str) -> None:
-        self._write(delivering.link, ticket, claimed, target_id)
-
-    def mark_unsure(self, ticket: Ticket, claimed: Delivery, at: datetime) -> None:
-        self._write(delivering.mark_unsure, ticket, claimed, at)
+    def link(self, ticket: Ticket, claimed: Delivery, target_id: str, *, durable: bool = True) -> None:
+        write = self._write if durable else self._write_lazily
+        write(delivering.link, ticket, claimed, target_id)
 
     def finish(self, ticket: Ticket, claimed: Delivery, close: Plan, attempt: Attempt | None) -> Delivery:
         salt = self._salt
-        return self._write(delivering.finish, salt, ticket, claimed, close, attempt, self._lanes)
+        delivery, _ = self._write(delivering.finish, salt, ticket, claimed, close, attempt, self._lanes)
+        return delivery
+
+    def finish_and_claim(
+        self,
+        ticket: Ticket,
+        claimed: Delivery,
+        close: Plan,
+        attempt: Attempt | None,
+        now: datetime,
+        apart: Collection[str] = (),
+    ) -> tuple[Delivery, Delivery | None]:
+        salt, then = self._salt, delivering.Next(now, apart)
+        # Not durable: an outcome that is lost with the machine's power is found out by sending it again.
+        return self._write_lazily(delivering.finish, salt, ticket, claimed, close, attempt, self._lanes, then)
 
     def next_due(self, lane: str) -> datetime | None:
         return self._read(delivering.next_due_of, lane)
@@ -175,10 +187,13 @@ class SqlStore(ABC):
         *,
         ticket: Ticket | None = None,
         claimed: Delivery | None = None,
+        unsure: bool = False,
     ) -> float:
         quota = delivering.Quota(target, rate_per_s, burst)
         if count == 0:
             return self._read(delivering.closed_for, quota, now)
+        if unsure and ticket is not None and claimed is not None:
+            return self._write(delivering.take_turn_to_create, quota, now, count, ticket, claimed)
         return self._write_lazily(delivering.take_turn, quota, now, count, ticket, claimed)
 
     def set_backoff(self, target: str, until: datetime, ticket: Ticket | None = None) -> None:
@@ -219,9 +234,6 @@ class SqlStore(ABC):
 
     def note_refusal(self, target: str, now: datetime, ticket: Ticket | None = None) -> int:
         return self._write(delivering.note_refusal, target, ticket)
-
-    def clear_refusals(self, target: str, ticket: Ticket | None = None) -> None:
-        self._write(delivering.clear_refusals, target, ticket)
 
     def target_status(self, target: str) -> TargetStatus:
         return self._read(target_status, target)

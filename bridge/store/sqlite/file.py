@@ -40,7 +40,7 @@ class _Connection:
 
     def set_synchronous(self, how: str) -> None:
         if self.synchronous != how:
-            self.db.execute(f"PRAGMA synchronous = {how}")
+            self.db.conn.execute(f"PRAGMA synchronous = {how}")
             self.synchronous = how
 
 
@@ -71,12 +71,12 @@ class SqliteFile:
     def reading(self) -> Iterator[Database]:
         """Give one consistent view of the database."""
         with _in_plain_words(), self._connection() as connection:
-            db = connection.db
-            db.execute("BEGIN")
+            raw = connection.db.conn
+            raw.execute("BEGIN")
             try:
-                yield db
+                yield connection.db
             finally:
-                db.rollback()
+                raw.rollback()
 
     @contextlib.contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[Database]:
@@ -87,15 +87,15 @@ class SqliteFile:
         """
         with _in_plain_words(), self._turn(), self._connection() as connection:
             connection.set_synchronous("FULL" if durable else "NORMAL")
-            db = connection.db
+            raw = connection.db.conn
             # The lock comes before the first read: a reader that wants to write later could be refused at once.
-            db.execute("BEGIN IMMEDIATE")
+            raw.execute("BEGIN IMMEDIATE")
             try:
-                yield db
-                db.execute("COMMIT")
+                yield connection.db
+                raw.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
-                    db.rollback()
+                    raw.rollback()
                 raise
 
     def empty_log(self) -> bool:
