@@ -25,6 +25,7 @@ from bridge.model import Delivery, utc_now
 from bridge.outbound import Access, Api, new_session
 from bridge.store.protocol import Pair, Store, TargetStatus, Ticket
 
+GATHER_S = 0.3  # for more of a burst
 TURN_S = 3.0  # a lane does what is due for about this long, then lets the engine look around
 LONGEST_NAP_S = 2.0  # waiting for the quota within a push; longer waits end the push
 SWEEP_S = 5.0  # how late what is due can be when its wake was lost
@@ -48,6 +49,7 @@ class Worker:
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     clock: Callable[[], datetime] = utc_now
     spans: telemetry.Spans = field(default_factory=telemetry.Spans)
+    gather_s: float = GATHER_S
 
     def __post_init__(self) -> None:
         self._tickets: dict[str, Ticket] = {}
@@ -210,7 +212,7 @@ class Worker:
         api = self._reader(connection)
         routes = self.config.routes_of(connection.name)
         while time.monotonic() < deadline and not self._stopping.is_set():
-            more = False
+            more, received = False, 0
             began_ns = time.time_ns()
             for done in pipeline.process(connection, routes, self.store, ticket, api, self.clock()):
                 if done.inbounds:
@@ -220,11 +222,16 @@ class Worker:
                     for woken, due in done.woken.items():
                         self.engine.wake([woken], due)
                 more = done.more
+                received += len(done.inbounds)
                 if self._stopping.is_set():  # else what was read is decided, for it would be read again
                     break
                 began_ns = time.time_ns()
-            if not more:
+            if more:
+                continue
+            if received <= pipeline.BURST:
                 return self.store.due_lanes(self.clock()).get(lane)
+            # More is likely to follow at once, and is cheaper together: each contact is then decided once.
+            self._stopping.wait(self.gather_s)
         return self.clock()
 
     def _reader(self, connection: SourceConnection) -> Callable[[], Api] | None:

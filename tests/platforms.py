@@ -249,7 +249,9 @@ def open_bench(folder: Path, config: Config, database: Database | None = None) -
     database = database or SqliteDatabase(folder / "bridge.db")
     store = database.open({name: one.lanes for name, one in config.targets.items()}, "worker")
     ahead = [timedelta()]
-    worker = Worker(config, store, OnTheSpot(shared=database.shared), clock=lambda: utc_now() + ahead[0])
+    worker = Worker(
+        config, store, OnTheSpot(shared=database.shared), clock=lambda: utc_now() + ahead[0], gather_s=0
+    )
     worker.start()
     try:
         yield Bench(config, store, worker, ahead)

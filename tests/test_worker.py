@@ -1,4 +1,4 @@
-"""The worker's housekeeping, when the database cannot take it."""
+"""The worker's housekeeping when the database cannot take it, and its patience in a burst."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.config import load
+from bridge.config import Config, load
 from bridge.engine.embedded import EmbeddedEngine
 from bridge.errors import StoreUnavailable
+from bridge.model import InboundRequest, utc_now
 from bridge.store.sqlite import SqliteStore
 from bridge.worker import LONGEST_PAUSE_S, Worker
+from tests.platforms import open_bench, person, serve_platforms, signed, webhook
 from tests.web_site import SECRETS, write_config
 
 
@@ -45,3 +47,28 @@ def test_a_full_disk_is_named_and_tried_less_and_less_often(
     assert pauses[:6] == [1, 2, 4, 8, 16, LONGEST_PAUSE_S]
     assert set(pauses[5:]) == {LONGEST_PAUSE_S}
     assert len(pauses) < 13
+
+
+def test_more_of_a_burst_is_waited_for_and_of_little_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_platforms() as platforms:
+        loaded = load(platforms.write_config(tmp_path), platforms.environ)
+        with open_bench(tmp_path, loaded) as bench:
+            bench.worker.gather_s = 0.3
+            coming, waits = [range(20, 31), range(40, 43)], []
+
+            def wait(seconds: float) -> bool:
+                waits.append(seconds)
+                bench.receive(*[_edit(loaded, number) for number in coming.pop(0)])
+                return False
+
+            monkeypatch.setattr(bench.worker._stopping, "wait", wait)
+            bench.receive(*[_edit(loaded, number) for number in range(11)])
+            bench.worker.run("process:shop")
+            assert waits == [0.3, 0.3]
+            assert bench.store.work("shop", bench.now(), 100).inbounds == []
+
+
+def _edit(loaded: Config, number: int) -> InboundRequest:
+    return signed(loaded, webhook("changed", person(number), utc_now()), f"msg_{number}")

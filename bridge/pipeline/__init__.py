@@ -5,8 +5,8 @@ Nothing in here knows a database or a web framework; each step is a named call, 
 
 from bridge.pipeline.access import SharedAccess
 from bridge.pipeline.delivering import Push, deliver, probe
-from bridge.pipeline.processing import parse, process
+from bridge.pipeline.processing import BURST, parse, process
 from bridge.pipeline.receiving import receive
 from bridge.pipeline.ruling import follow
 
-__all__ = ["Push", "SharedAccess", "deliver", "follow", "parse", "probe", "process", "receive"]
+__all__ = ["BURST", "Push", "SharedAccess", "deliver", "follow", "parse", "probe", "process", "receive"]
