@@ -38,12 +38,7 @@ def bridge(
 
 
 def write_config(platforms: Platforms, folder: Path, only: str = "", rate_per_s: int = 1000) -> Path:
-    path = platforms.write_config(folder, settle_s=1, rate_per_s=rate_per_s)
-    if only:
-        head, *routes = path.read_text().split("[[routes]]")
-        kept = [route for route in routes if f'target = "{only}"' in route]
-        path.write_text("[[routes]]".join([head, *kept]))
-    return path
+    return platforms.write_config(folder, settle_s=1, rate_per_s=rate_per_s, routed=[only] if only else ())
 
 
 def distinct(config: Config, count: int, port: int, *, people: int = 500, first: int = 0) -> list[bytes]:

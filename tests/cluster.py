@@ -23,7 +23,7 @@ from tests.platforms import Platforms, person, signed, webhook
 from tests.processes import Processes, until
 
 PEOPLE = 12
-PACE_S = 0.04  # between two webhooks: a steady stream that leaves the machine to others as well
+PACE_S = 0.06  # between two webhooks: a steady stream that leaves the machine to others as well
 PATIENCE_S = 60.0  # for a condition on a machine that has much else to do
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
@@ -239,18 +239,17 @@ def at_rest(api: Callable[[str], dict[str, object]]) -> bool:
 
 def assert_all_arrived(platforms: Platforms, stream: Stream, database_url: str) -> None:
     """Assert that everybody exists once on each platform, in the newest state that was acknowledged or a newer."""
-    assert platforms.counts() == dict.fromkeys(platforms.fakes, PEOPLE)
+    routed = {route.target for route in stream.config.routes}
+    assert platforms.counts() == {name: PEOPLE if name in routed else 0 for name in platforms.fakes}
     lanes = {name: one.lanes for name, one in stream.config.targets.items()}
     with closing(PostgresStore(database_url, lanes)) as store:
         for who in range(PEOPLE):
             key = RecordKey("shop", person(who)["id"])
-            in_sms = platforms.sms.person(person(who)["phone"])
-            assert in_sms is not None
-            names = {
-                "database": store.contacts([key])[key].fields["name"].value,
-                "marketing": platforms.marketing.person(person(who)["email"])["firstName"],
-                "sms": in_sms["firstName"],
-            }
+            names = {"database": store.contacts([key])[key].fields["name"].value}
+            if "marketing" in routed:
+                names["marketing"] = platforms.marketing.person(person(who)["email"])["firstName"]
+            if "sms" in routed:
+                names["sms"] = (platforms.sms.person(person(who)["phone"]) or {})["firstName"]
             for where, name in names.items():
                 number = int(str(name).removeprefix("Ana "))
                 assert stream.taken[who] <= number <= stream.sent[who], where

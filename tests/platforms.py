@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -133,18 +133,26 @@ class Platforms:
         }
 
     def write_config(
-        self, folder: Path, *, settle_s: float = 60, rate_per_s: int = 1000, on_delete: str = "keep"
+        self,
+        folder: Path,
+        *,
+        settle_s: float = 60,
+        rate_per_s: int = 1000,
+        on_delete: str = "keep",
+        routed: Collection[str] = (),
     ) -> Path:
+        """Write a configuration with a route to each platform, or to those that are *routed*."""
         path = folder / "bridge.toml"
-        path.write_text(
-            TOML.format(
-                **self.urls,
-                settle_s=settle_s,
-                rate_per_s=rate_per_s,
-                on_delete=on_delete,
-                sakari_account=self.sms.account,
-            )
+        text = TOML.format(
+            **self.urls,
+            settle_s=settle_s,
+            rate_per_s=rate_per_s,
+            on_delete=on_delete,
+            sakari_account=self.sms.account,
         )
+        head, *routes = text.split("[[routes]]")
+        kept = [one for one in routes if not routed or any(f'target = "{name}"' in one for name in routed)]
+        path.write_text("[[routes]]".join([head, *kept]))
         return path
 
     def counts(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import psycopg
@@ -61,11 +61,16 @@ def url(server: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]
 
 
 def write_config(
-    platforms: Platforms, folder: Path, *, settle_s: float = 1, rate_per_s: int | None = None
+    platforms: Platforms,
+    folder: Path,
+    *,
+    settle_s: float = 1,
+    rate_per_s: int | None = None,
+    routed: Collection[str] = ("marketing",),
 ) -> Path:
     """Write a configuration; *rate_per_s* is the inbox's."""
     platforms.forget()
-    path = platforms.write_config(folder, settle_s=settle_s)
+    path = platforms.write_config(folder, settle_s=settle_s, routed=routed)
     if rate_per_s is not None:
         before, place, after = path.read_text().partition(platforms.urls["inbox"])
         after = after.replace("rate_per_s = 1000\nburst = 1000", f"rate_per_s = {rate_per_s}\nburst = {BURST}", 1)
@@ -97,7 +102,7 @@ def test_whatever_is_killed_frozen_or_restarted_nothing_is_lost_or_sent_twice(
 ) -> None:
     chance = random.Random(20261122)
     # A create that is under way in a frozen worker has arrived before another worker believes that it never will.
-    path = write_config(platforms, tmp_path, settle_s=12, rate_per_s=RATE_PER_S)
+    path = write_config(platforms, tmp_path, settle_s=12, rate_per_s=RATE_PER_S, routed=platforms.fakes)
     config = load(path, platforms.environ)
     migrate(path, platforms, url)
     away: list[tuple[float, float]] = []

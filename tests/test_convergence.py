@@ -238,9 +238,9 @@ def test_newer_state_stops_the_next_write_but_not_the_proof_of_the_last(
     with stage.anew(each_fresh[kind]) as bench:
         link = bench.store.link
 
-        def link_and_hear(ticket: Ticket, claimed: Delivery, target_id: str) -> None:
+        def link_and_hear(ticket: Ticket, claimed: Delivery, target_id: str, *, durable: bool) -> None:
             """The contact was created a moment ago; before it is read back, the person says stop."""
-            link(ticket, claimed, target_id)
+            link(ticket, claimed, target_id, durable=durable)
             if claimed.target == "inbox":
                 bench.receive(signed(bench.config, newer.body(), "msg_newer"))
                 bench.worker.run(process_lane("shop"))

@@ -3,65 +3,20 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import requests
 
 from bridge.config import Config, load
 from bridge.database import Database
 from bridge.model import RecordKey
+from tests.cluster import PEOPLE, Stream, at_rest
 from tests.databases import url_of
-from tests.platforms import Platforms, person, serve_platforms, signed, webhook
-from tests.processes import Processes, start_processes, until
+from tests.platforms import Platforms, person, serve_platforms
+from tests.processes import start_processes, until
 
-PEOPLE = 12
 KILLS = 8
-NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
-
-
-@dataclass
-class Stream:
-    """A sender that never stops: numbered names, each newer than the one before; it remembers what was taken."""
-
-    config: Config
-    url: str
-    sent: dict[int, int] = field(default_factory=dict)  # person -> highest number sent
-    taken: dict[int, int] = field(default_factory=dict)  # person -> highest number acknowledged
-    stopping: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        number = 0
-        with requests.Session() as session:
-            session.trust_env = False
-            while not self.stopping.is_set():
-                number += 1
-                who = number % PEOPLE
-                body = webhook("changed", person(who, name=f"Ana {number}"), NOON + timedelta(seconds=number))
-                request = signed(self.config, body, f"msg_{number}")
-                self.sent[who] = number
-                try:
-                    answer = session.post(
-                        f"{self.url}/hooks/shop", data=body, headers=dict(request.headers), timeout=10
-                    )
-                except requests.RequestException:
-                    self.stopping.wait(0.05)  # nobody is there: the next one will be newer
-                    continue
-                if answer.status_code == 200:
-                    self.taken[who] = number
-
-    def __enter__(self) -> Stream:
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.stopping.set()
-        self.thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +34,7 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost(
     config = load(path, platforms.environ)
     environ = {**platforms.environ, "DATABASE_URL": url_of(database)}
     with start_processes(path, environ) as processes:
-        with Stream(config, processes.url) as stream:
+        with Stream(config, [processes.url]) as stream:
             for _ in range(KILLS):
                 role = chance.choice(["web", "worker", "worker"])
                 # Long enough to come up and do something; the exact moment within that is left to chance.
@@ -87,9 +42,8 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost(
                 processes.kill(role)
                 processes.start(role)
             until(processes.alive, what="the web process")
-            before = dict(stream.taken)
-            until(lambda: all(stream.taken.get(who, 0) > before.get(who, 0) for who in range(PEOPLE)))
-        until(lambda: at_rest(processes), seconds=60, what="all deliveries at rest")
+            stream.wait_for_everybody()
+        until(lambda: at_rest(processes.api), seconds=60, what="all deliveries at rest")
     assert platforms.counts() == dict.fromkeys(platforms.fakes, PEOPLE)
     for who in range(PEOPLE):
         for name in (platforms.marketing.person(person(who)["email"])["firstName"], sms_name(platforms, who)):
@@ -97,18 +51,6 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost(
             assert stream.taken[who] <= number <= stream.sent[who]
     assert b"Traceback" not in processes.log_path.read_bytes()
     acknowledged(database, config, stream)
-
-
-def at_rest(processes: Processes) -> bool:
-    """Say whether every delivery is synced and every inbound processed."""
-    waiting = processes.api("/inbound?outcome=accepted&limit=1")["items"]
-    states = {
-        state: processes.api(f"/deliveries?state={state}&limit=1")["items"]
-        for state in ("pending", "sending", "retrying", "held", "failed", "ambiguous", "waiting")
-    }
-    assert not states["failed"], states["failed"]
-    assert not states["ambiguous"], states["ambiguous"]
-    return not waiting and not any(states.values())
 
 
 def sms_name(platforms: Platforms, who: int) -> str:

@@ -32,7 +32,7 @@ from bridge.web.tokens import make_token
 from tests.databases import KINDS, lasting, url_of
 from tests.web_site import API_TOKEN, PUBLIC_URL, SECRET_KEY, SECRETS, until, write_config
 
-REQUESTS = {"sqlite": 3500, "postgres": 1500}
+REQUESTS = {"sqlite": 3000, "postgres": 800}
 THREADS = 6
 SEED = 20260301
 RECORDINGS = Path(__file__).parent / "fixtures" / "sources"

@@ -70,7 +70,7 @@ def platforms() -> Iterator[Platforms]:
 def test_all_of_it_works_behind_a_pooler_that_lends_sessions_for_a_transaction(
     platforms: Platforms, postgres_server: PostgresServer, migrated_postgres_url: str, tmp_path: Path
 ) -> None:
-    path = platforms.write_config(tmp_path, settle_s=1)
+    path = platforms.write_config(tmp_path, settle_s=1, routed=["marketing", "sms"])
     config = load(path, platforms.environ)
     database = urlsplit(migrated_postgres_url).path.lstrip("/")
     with (
