@@ -186,6 +186,7 @@ class Api:
         path: str,
         *,
         json: Any = None,
+        content: bytes | None = None,
         query: Query | None = None,
         headers: Mapping[str, str] | None = None,
         creates: bool = False,
@@ -195,9 +196,10 @@ class Api:
         """Send one request and return the answer, whatever its status.
 
         *path* is joined to the base and must be percent-encoded by the caller (`segment`). *query* values are
-        encoded by RFC 3986, so that ``+`` survives. *creates*: repeating the call could make a second contact.
-        *confidential*: keep no bodies of it (a token call). *finishes*: it completes a write already made (reads
-        it back, undoes harm), so it is not given up for newer state.
+        encoded by RFC 3986, so that ``+`` survives. *content* is a body that is no JSON; its type is in *headers*.
+        *creates*: repeating the call could make a second contact. *confidential*: keep no bodies of it (a token
+        call). *finishes*: it completes a write already made (reads it back, undoes harm), so it is not given up
+        for newer state.
 
         Raises:
             Retryable: no answer. `maybe_done` is set unless the request certainly never left.
@@ -205,9 +207,9 @@ class Api:
         url = self.base_url + path
         if query:
             url += "?" + urlencode(query, quote_via=quote)
-        content = None if json is None else _ENCODER.encode(json).encode("utf-8", "replace")
         sent_headers = {**HEADERS, **(headers or {})}
-        if content is not None:
+        if json is not None:
+            content = _ENCODER.encode(json).encode("utf-8", "replace")
             sent_headers["Content-Type"] = "application/json"
         (self.before_create if creates else self.turn if finishes else self.take)()
         kept = "(not kept)" if confidential and content else _kept(content or b"")

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, NoReturn, Protocol
 
 from bridge.errors import SourceUnavailable
-from bridge.model import Change, Event, InboundRequest, RecordKey, Value, Verified, Version
+from bridge.model import Change, Event, InboundRequest, RecordKey, Secret, Value, Verified, Version
 from bridge.outbound import Api
 from bridge.sources.sampling import Sampling
 
@@ -43,6 +43,81 @@ class Read:
     version: Version | None  # of every field: the record's own time of last change
     account: str | None = None
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One page of a CRM's contacts, each with ``asked == key``.
+
+    *after* is where the next page begins: handed back, now or after a restart, it gives that page. None: this was
+    the last. *total*: how many contacts there are in all, where the CRM says so.
+    """
+
+    records: Sequence[Read]
+    after: str | None
+    total: int | None = None
+
+
+class Lister(Protocol):
+    """Lists the contacts of one configured CRM account."""
+
+    def page(self, api: Api, fields: Sequence[str], after: str | None, since: datetime | None) -> Listed:
+        """Return a page of all contacts, or of those that changed at *since* or later, only the named *fields*.
+
+        Every contact that is there all along comes at least once, however many there are and whatever is changed
+        meanwhile. Some may come twice.
+
+        Raises:
+            SourceUnavailable: the CRM cannot be read now; the same page can be asked for again.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What was done at the CRM so that it sends webhooks.
+
+    *done*: a sentence each, for a person. *secrets*: what the CRM made up just now and tells once, by the key of
+    the section that must have it. *expires_at*: it must be registered again before.
+    """
+
+    done: Sequence[str]
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    expires_at: datetime | None = None
+
+
+class Registrar(Protocol):
+    """Creates, updates and removes the subscriptions of one configured CRM account."""
+
+    def register(self, api: Api, url: str, fields: Sequence[str], now: datetime) -> Registration:
+        """Have the CRM send to *url* whatever concerns contacts, of which rules use *fields*.
+
+        Called again it changes nothing that is right already. Subscriptions that lead elsewhere are left alone.
+
+        Raises:
+            SourceUnavailable: the CRM cannot be called now, or refuses.
+        """
+        ...
+
+    def remove(self, api: Api, url: str) -> Sequence[str]:
+        """Remove what leads to *url*; say what was removed, a sentence each.
+
+        Raises:
+            SourceUnavailable: the CRM cannot be called now, or refuses.
+        """
+        ...
+
+
+class Writer(Protocol):
+    """Writes an opt-out, and nothing else, into one configured CRM account."""
+
+    def opt_out(self, api: Api, source_id: str, name: str) -> None:
+        """Have the contact's field *name* say that the person opted out.
+
+        Raises:
+            SourceUnavailable: the CRM cannot be called now, or refuses.
+        """
+        ...
 
 
 class BatchUnreadable(SourceUnavailable):
@@ -129,6 +204,11 @@ class SourceType:
     usual: Mapping[str, str] = field(default_factory=lambda: USUAL)
     keeps_others: bool = False  # the configuration may name any header, so all are kept but those that are secret
     accepted: Answer | None = None  # what this sender must read to believe that it was heard; None: bridge's JSON
+    # What the CRM's API lets bridge do beside reading: of a connection's name and settings. None of them: the CRM
+    # has no such call. None made: no credential is configured for it. All call where `read` does.
+    lister: Callable[[str, Any], Lister | None] | None = None
+    registrar: Callable[[str, Any], Registrar | None] | None = None
+    writer: Callable[[str, Any], Writer | None] | None = None
     # The answer to a question that is asked when the URL is registered, None when the request is none. It is
     # asked unsigned, so nothing is stored or believed.
     handshake: Callable[[InboundRequest], Answer | None] | None = None
