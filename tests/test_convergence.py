@@ -27,7 +27,7 @@ from tests.platforms import Bench, Platforms, open_bench, person, serve_platform
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 PEOPLE = 2
-EXAMPLES = 6  # each on SQLite twice and on PostgreSQL once
+EXAMPLES = 4  # each on SQLite twice and on PostgreSQL once
 
 # An example takes a second: a failing one is shown as it is, and not made smaller.
 SLOW = settings(

@@ -12,7 +12,7 @@ from bridge.config import Config, load
 from bridge.database import Database
 from bridge.model import RecordKey
 from tests.cluster import PEOPLE, Stream, at_rest
-from tests.databases import url_of
+from tests.databases import sqlite_is_enough, url_of
 from tests.platforms import Platforms, person, serve_platforms
 from tests.processes import start_processes, until
 
@@ -25,6 +25,7 @@ def platforms() -> Iterator[Platforms]:
         yield served
 
 
+@sqlite_is_enough  # on PostgreSQL several of each are killed: tests/test_cluster.py
 def test_killed_at_random_moments_nothing_acknowledged_is_lost(
     platforms: Platforms, database: Database, tmp_path: Path
 ) -> None:

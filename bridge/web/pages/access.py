@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import wraps
+from functools import cache, wraps
 from typing import ParamSpec
 from urllib.parse import urlencode
 
@@ -45,10 +45,13 @@ SPENT_LINK = (
     "'bridge login-link' makes a new one."
 )
 
-# Checked when there is nobody of the given name, so that this takes as long as a wrong password.
-_NOBODY = generate_password_hash(secrets.token_hex(16))
-
 P = ParamSpec("P")
+
+
+@cache  # a tenth of a second, which a start can do without
+def _nobody() -> str:
+    """Return what is checked when there is nobody of a name, so that this takes as long as a wrong password."""
+    return generate_password_hash(secrets.token_hex(16))
 
 
 def hashed(password: str) -> str:
@@ -181,7 +184,7 @@ def blueprint(site: Site, gate: Gate) -> Blueprint:
 
     def with_password(name: str, password: str) -> User | None:
         user = site.store.user(name) if name.isprintable() else None
-        stored = user.password_hash if user and user.password_hash else _NOBODY
+        stored = user.password_hash if user and user.password_hash else _nobody()
         with hashing:
             right = check_password_hash(stored, password[: LONGEST_PASSWORD + 1])
         return user if right and user and user.password_hash else None
