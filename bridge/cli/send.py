@@ -60,16 +60,12 @@ def url(source: str, config_path: Path | None, token: bool, revoke: bool, json_w
                 click.echo(f"{output.count(count, 'token')} of {source} revoked; it takes a few seconds to hold.")
             return
         address = _hook(here.config.bridge.public_url, source)
-        if token or _needs_token(connection):
+        if token or connection.needs_token:
             address = f"{address}/{_new_token(here.environment, here.store, source)}"
     if json_wanted:
         output.as_json({"url": address})
     else:
         click.echo(address)
-
-
-def _needs_token(connection: SourceConnection) -> bool:
-    return bool(getattr(connection.settings, "require_token", False))
 
 
 def _new_token(environment: Environment, store: Store, source: str) -> str:
@@ -118,7 +114,7 @@ def send(
     loaded = process.load(config_path)
     connection = _connection(loaded.config, source)
     token = ""
-    if _needs_token(connection):
+    if connection.needs_token:
         with contextlib.closing(process.open_store(loaded)) as store:
             token = f"/{_new_token(loaded.environment, store, source)}"
     # It is signed for the URL that senders call, and posted to where bridge listens.

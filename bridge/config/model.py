@@ -11,7 +11,7 @@ from typing import Any
 from bridge.errors import Complaints, Problem
 from bridge.model import Mode
 from bridge.rules import Empty, OnDelete, Route
-from bridge.sources.base import Source, SourceType
+from bridge.sources.base import Proof, Source, SourceType
 from bridge.targets.base import Target, TargetType
 
 # --- what the file may say ----------------------------------------------------------------------------------
@@ -125,6 +125,11 @@ class SourceConnection:
     type: SourceType
     source: Source
     settings: Any  # of `type.settings`
+
+    @property
+    def needs_token(self) -> bool:
+        """Say whether requests are only taken at the URL with a secret token."""
+        return self.type.proof is Proof.URL or bool(getattr(self.settings, "require_token", False))
 
 
 @dataclass(frozen=True, slots=True)

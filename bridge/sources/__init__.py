@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from bridge.sources import hmac_scheme, hubspot, pipedrive, standard_webhooks
+from bridge.sources import (
+    hmac_scheme,
+    hubspot,
+    pipedrive,
+    standard_webhooks,
+)
 
 SOURCES = {
     source.name: source
-    for source in (hubspot.SOURCE, pipedrive.SOURCE, standard_webhooks.SOURCE, hmac_scheme.SOURCE)
+    for source in (
+        hubspot.SOURCE,
+        pipedrive.SOURCE,
+        standard_webhooks.SOURCE,
+        hmac_scheme.SOURCE,
+    )
 }

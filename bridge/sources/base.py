@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NoReturn, Protocol
@@ -17,6 +18,14 @@ from bridge.errors import SourceUnavailable
 from bridge.model import Change, Event, InboundRequest, RecordKey, Secret, Value, Verified, Version
 from bridge.outbound import Api
 from bridge.sources.sampling import Sampling
+
+
+class Proof(StrEnum):
+    """What the requests of a source prove, from strong to weak."""
+
+    SIGNED = "signed"  # that whoever has the secret said just this
+    SHOWN = "shown"  # that whoever sent it has the secret, which it shows: a password, or a token
+    URL = "url"  # that whoever sent it knows the URL, which therefore has a secret token in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +182,7 @@ class Answer:
 
     body: bytes
     content_type: str
+    headers: Mapping[str, str] = field(default_factory=dict)  # more of them
 
 
 # What a sender whose fields are its own affair may call them.
@@ -188,6 +198,7 @@ class SourceType:
     settings: type[Any]  # a frozen dataclass; its fields are the keys of the section
     make: Callable[[str, Any], Source]  # (connection name, settings)
     kept_headers: tuple[str, ...]  # lower-case; what `parse` and the audit log need of a request
+    proof: Proof = Proof.SIGNED
     read_limit: int = 100
     read_base_url: Callable[[Any], str] | None = None  # of the settings: where `read` calls
     # The names of fields that this source can supply; None: any name (the CRM's users define their own).

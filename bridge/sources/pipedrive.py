@@ -17,7 +17,7 @@ from bridge.contact import clamp
 from bridge.errors import BadPayload
 from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, Version, iso
 from bridge.outbound import Api
-from bridge.sources.base import Genuine, SourceType, cannot_read
+from bridge.sources.base import Genuine, Proof, SourceType, cannot_read
 from bridge.sources.reading import (
     Unclear,
     event_key,
@@ -293,6 +293,7 @@ SOURCE = SourceType(
     settings=Settings,
     make=Pipedrive,
     kept_headers=("content-type", "user-agent"),
+    proof=Proof.SHOWN,
     known_fields=KNOWN_FIELDS,
     sample=sample,
     usual={

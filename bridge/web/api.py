@@ -201,7 +201,7 @@ class Api:
             type=connection.type.name,
             title=connection.type.title,
             url=self._url(connection),
-            needs_token=bool(getattr(connection.settings, "require_token", False)),
+            needs_token=connection.needs_token,
             account=status.account,
             last_inbound_at=status.last_inbound_at,
             unprocessed=status.unprocessed,

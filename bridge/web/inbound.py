@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -70,10 +70,15 @@ class Reply:
     status: str = "200 OK"
     content_type: str = JSON
     retry_after: str = ""
+    more: Mapping[str, str] = field(default_factory=dict)  # headers
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        headers = [("Content-Type", self.content_type), ("Content-Length", str(len(self.body)))]
+        headers = [
+            ("Content-Type", self.content_type),
+            ("Content-Length", str(len(self.body))),
+            *self.more.items(),
+        ]
         return [*headers, ("Retry-After", self.retry_after)] if self.retry_after else headers
 
 
@@ -109,10 +114,10 @@ class Receiver:
 
     def read(self, connection: SourceConnection, received: InboundRequest, token: str = "") -> NewInbound | Reply:
         """Verify one request and return what is to be stored of it; a `Reply` when nothing is."""
-        if (asked := _handshake(connection, received)) is not None:
-            return Reply(asked.body, content_type=asked.content_type)
         try:
             self._check_token(connection, token)
+            if (asked := _handshake(connection, received)) is not None:
+                return Reply(asked.body, content_type=asked.content_type, more=asked.headers)
             inbound = _read(connection, received, self.clock())
         except BadSignature as error:
             self.intake.refuse(Refusal(connection.name, self.clock(), str(error), len(received.body)))
@@ -125,7 +130,7 @@ class Receiver:
         if token:
             if not self.tokens.good(connection.name, token):
                 raise BadSignature("The token in the URL is not one of ours, or was revoked.")
-        elif getattr(connection.settings, "require_token", False):
+        elif connection.needs_token:
             raise BadSignature("The URL has no token, and this source has nothing else to prove itself with.")
 
     def _without_token(self, connection: SourceConnection, received: InboundRequest) -> str:

@@ -22,7 +22,7 @@ from bridge.web.pages.audit import Chart, chart_of, exact
 from bridge.web.pages.filters import Address
 from bridge.web.pages.rhythm import Pulse, Rhythm
 from bridge.web.pages.site import Site
-from bridge.web.pages.sources import needs_token, rhythm_of, statuses, url_of
+from bridge.web.pages.sources import rhythm_of, statuses, url_of
 from bridge.web.pages.targets import Item as TargetItem
 from bridge.web.pages.targets import items_of
 from bridge.web.pages.words import count, span
@@ -330,6 +330,6 @@ class FirstStep:
 
 def _first_steps(site: Site) -> list[FirstStep]:
     return [
-        FirstStep(name, one.type.title, url_of(site, name), needs_token(one))
+        FirstStep(name, one.type.title, url_of(site, name), one.needs_token)
         for name, one in site.config.sources.items()
     ]

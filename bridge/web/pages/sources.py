@@ -108,16 +108,12 @@ def rhythm_of(site: Site, status: SourceStatus, now: datetime) -> Rhythm:
     return rhythm(hours, status.last_inbound_at, now)
 
 
-def needs_token(connection: SourceConnection) -> bool:
-    return bool(getattr(connection.settings, "require_token", False))
-
-
 def _item(site: Site, connection: SourceConnection, status: SourceStatus, now: datetime) -> Item:
     return Item(
         name=connection.name,
         title=connection.type.title,
         url=url_of(site, connection.name),
-        needs_token=needs_token(connection),
+        needs_token=connection.needs_token,
         steps=[parts_of(step.format(name=connection.name)) for step in connection.type.steps],
         manual=connection.type.manual,
         status=status,
@@ -173,7 +169,7 @@ def send(site: Site, connection: SourceConnection, sample: Sample, now: datetime
     except (ConfigError, BadSignature) as error:
         detail = error.problems[0].what if isinstance(error, ConfigError) else str(error)
         raise HttpProblem(422, f"The sample cannot be signed: {detail.rstrip('.')}. Nothing was sent.") from error
-    if needs_token(connection):  # it came from here, and needs no URL that is secret
+    if connection.needs_token:  # it came from here, and needs no URL that is secret
         inbound = replace(inbound, url=f"{url_of(site, connection.name)}/{HIDDEN}")
     return site.commit.receive(inbound)
 
