@@ -244,6 +244,7 @@ class Delivery:
     # None: nothing is in doubt. While it is not None, *accepted* is not believed.
     attempted: Mapping[str, Value] | None = None
     inbound_id: int | None = None  # the newest inbound behind what is desired, as far as it is known
+    low: bool = False  # while it is due: found by catching up with the CRM, so that what came live goes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +266,7 @@ class Want:
     quiet_s: float = 0.0  # in a burst: wait this long for more before sending
     inbound_id: int | None = None  # the newest inbound that spoke of the contact in this round
     changes: int = 0  # how many changes of this round were to reach the target; none of a replay
+    low: bool = False  # found by catching up with the CRM: what came live goes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,3 +317,45 @@ class AuditEntry:
     detail: Any = None  # personal: JSON kept as a payload, so that it can be pruned and erased
     id: int | None = None  # given by the store
     event_types: tuple[str, ...] = ()  # of the inbound, told by the store: what the CRM calls what happened
+
+
+# --- catching up with a CRM's list -----------------------------------------------------------------------
+
+BACKFILL, RECONCILE = "backfill", "reconcile"
+SHARE = 0.2  # of the contacts looked at that may be changed at a target before somebody is asked
+
+
+class Progress(StrEnum):
+    """How it stands with one of them."""
+
+    RUNNING = "running"
+    ASKING = "asking"  # more would be changed than somebody allowed: a person decides
+    STOPPED = "stopped"
+    DONE = "done"
+
+
+Effects = Mapping[str, Mapping[str, int]]  # target -> what would become of contacts there -> of how many
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUp:
+    """How far a list was gone through. There is one of each kind for a source: the newest, by its *run*."""
+
+    source: str
+    kind: str  # BACKFILL or RECONCILE
+    run: str
+    started_at: datetime
+    updated_at: datetime
+    by: str
+    state: Progress = Progress.RUNNING
+    reason: str = ""  # a sentence: why it waits or asks, if it does
+    share: float = SHARE
+    since: datetime | None = None  # only what was changed from then on; None: everybody
+    after: str | None = None  # the place in the CRM's list; None: its beginning
+    due_at: datetime | None = None  # when the next page is read
+    seen: int = 0
+    changed: int = 0  # of those seen, how many were news
+    missed: int = 0  # news that a webhook should have brought
+    total: int | None = None  # of the whole list, where the CRM says so
+    tries: int = 0  # failures in a row
+    effects: Effects = field(default_factory=dict)

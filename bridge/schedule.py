@@ -63,13 +63,15 @@ def plan(current: Delivery | None, want: Want, *, held: TargetStatus, now: datet
         planned = done
     elif row.state is State.RETRYING and not want.again and not _tightens(desired, current):
         # The target is in trouble: the new state goes with the next try, and has all its tries before it.
-        planned = replace(row, attempts=0)
+        planned = replace(row, attempts=0, low=row.low and want.low)
     else:
-        planned = _due(row, held, now, quiet_s=0 if desired.opt_out else want.quiet_s)
+        low = want.low and not desired.opt_out and (row.low or row.state not in _UNSENT)
+        planned = _due(replace(row, low=low), held, now, quiet_s=0 if desired.opt_out else want.quiet_s)
     return planned if planned == current else replace(planned, updated_at=now)
 
 
 _PARKED = frozenset({State.FAILED, State.AMBIGUOUS, State.WAITING})
+_UNSENT = frozenset({State.PENDING, State.RETRYING, State.HELD})
 
 
 def _tightens(desired: Desired, current: Delivery | None) -> bool:
@@ -150,7 +152,15 @@ def _left_out(row: Delivery) -> str:
 def _settled(row: Delivery, state: State, reason: str) -> Delivery:
     """At rest: nothing is due, and what went wrong before is over."""
     return replace(
-        row, state=state, reason=reason, due_at=None, attempts=0, error=None, status=None, wanted_at=None
+        row,
+        state=state,
+        reason=reason,
+        due_at=None,
+        attempts=0,
+        error=None,
+        status=None,
+        wanted_at=None,
+        low=False,
     )
 
 
@@ -201,8 +211,7 @@ def believed(row: Delivery) -> Mapping[str, Value] | None:
 
 def called_off(current: Delivery, before: Delivery, now: datetime) -> Delivery:
     """Return the row of a retry that was called off: as it was *before*, unless something is on its way."""
-    unsent = current.state in {State.PENDING, State.RETRYING, State.HELD}
-    if not unsent or current.revision != before.revision:
+    if current.state not in _UNSENT or current.revision != before.revision:
         return current
     return replace(
         current,

@@ -31,6 +31,7 @@ LONGEST_NAP_S = 2.0  # waiting for the quota within a push; longer waits end the
 SWEEP_S = 5.0  # how late what is due can be when its wake was lost
 BEAT_S = 10.0
 PRUNE_S = 3600.0
+RECONCILE_S = 60.0  # how late a reconciliation can begin
 TIDY_S = 5.0
 FIRST_PAUSE_S = 1.0  # after a beat failed, doubled each time
 LONGEST_PAUSE_S = 30.0
@@ -105,6 +106,7 @@ class Worker:
         return [
             Chore("sweep", SWEEP_S, sweep),
             Chore("tidy", TIDY_S, lambda: self.store.tidy(self.clock())),
+            Chore("reconcile", RECONCILE_S, self._reconcile),
             Chore("prune", PRUNE_S, lambda: self.prune() > 0),
         ]
 
@@ -228,17 +230,43 @@ class Worker:
                 began_ns = time.time_ns()
             if more:
                 continue
-            if received <= pipeline.BURST:
+            if received > pipeline.BURST:
+                # More is likely to follow at once, and is cheaper together: each contact is then decided once.
+                self._stopping.wait(self.gather_s)
+            elif not self._catch_up(connection, ticket):
                 return self.store.due_lanes(self.clock()).get(lane)
-            # More is likely to follow at once, and is cheaper together: each contact is then decided once.
-            self._stopping.wait(self.gather_s)
         return self.clock()
+
+    def _catch_up(self, connection: SourceConnection, ticket: Ticket) -> bool:
+        """Read one page of the CRM's list, if one is due; say whether it was."""
+        now = self.clock()
+        progress = self.store.catch_up_due(connection.name, now)
+        if progress is None or (lister := connection.lister()) is None:
+            return False
+        began_ns = time.time_ns()
+        routes, api = self.config.routes_of(connection.name), self._crm(connection)
+        woken = pipeline.catching_up.step(connection, lister, routes, self.store, ticket, api, progress, now)
+        self.spans.add("bridge.catch_up", began_ns, {"bridge.source": connection.name})
+        if not self.engine.shared:
+            for lane, due in woken.items():
+                self.engine.wake([lane], due)
+        return True
+
+    def _reconcile(self) -> bool:
+        """Begin to look for what no webhook told of, where it is time."""
+        for connection in self.config.sources.values():
+            if connection.lister() is not None and connection.reconcile_s:
+                pipeline.catching_up.reconcile(connection, self.store, self.clock())
+        return False
 
     def _reader(self, connection: SourceConnection) -> Callable[[], Api] | None:
         if not connection.source.can_read() or connection.type.read_base_url is None:
             return None
-        base_url = connection.type.read_base_url(connection.settings)
-        return lambda: Api(base_url, session=self._session())
+        return lambda: self._crm(connection)
+
+    def _crm(self, connection: SourceConnection) -> Api:
+        access = pipeline.SharedAccess(self.store, f"source {connection.name}", self.clock, self._stopping.wait)
+        return Api(connection.base_url, session=self._session(), access=access)
 
     def _deliver(self, lane: str, connection: TargetConnection, ticket: Ticket) -> datetime | None:
         deadline = time.monotonic() + TURN_S

@@ -14,7 +14,10 @@ from bridge import schedule
 from bridge.errors import Ambiguous, LostLane, Retryable, Superseded
 from bridge.lanes import deliver_lane, process_lane, slot_of
 from bridge.model import (
+    BACKFILL,
+    RECONCILE,
     AuditEntry,
+    CatchUp,
     Contact,
     Delivery,
     Desired,
@@ -22,6 +25,7 @@ from bridge.model import (
     FieldState,
     Mode,
     Outcome,
+    Progress,
     Receipt,
     RecordKey,
     State,
@@ -118,13 +122,17 @@ def push(
     return store.finish(ticket, claimed, _taken(claimed, taken, now), attempt)
 
 
+def catch_up(run: str, *, kind: str = BACKFILL, due_at: datetime | None = NOW) -> CatchUp:
+    return CatchUp("crm", kind, run, NOW, NOW, "ann", due_at=due_at)
+
+
 def push_and_claim(
-    store: Store, ticket: Ticket, claimed: Delivery, apart: Collection[str] = ()
+    store: Store, ticket: Ticket, claimed: Delivery, apart: Collection[str] = (), now: datetime = NOW
 ) -> tuple[Delivery, Delivery | None]:
     """Finish *claimed* as a push that the target took, and claim the next."""
     taken = Receipt("created", f"T{claimed.key.source_id}", _fields(claimed))
-    attempt = Attempt(NOW, taken.outcome, "", 12, status=200)
-    return store.finish_and_claim(ticket, claimed, _taken(claimed, taken, NOW), attempt, NOW, apart)
+    attempt = Attempt(now, taken.outcome, "", 12, status=200)
+    return store.finish_and_claim(ticket, claimed, _taken(claimed, taken, now), attempt, now, apart)
 
 
 def _fields(claimed: Delivery) -> Mapping[str, Value]:
@@ -711,6 +719,82 @@ class StoreContract:
         claimed = claim(store, ticket)
         unsure(store, ticket, claimed, NOW + SECOND)
         assert delivery_of(make_store()).unsure_since == NOW + SECOND
+
+    # --- catching up -------------------------------------------------------------------------------------
+
+    def test_what_came_live_is_sent_before_what_a_list_told(self, store: Store) -> None:
+        keys = list(numbered(4))
+        commit(store, *(replace(want(key), low=True) for key in keys))
+        assert delivery_of(store, keys[0]).low
+        live = RecordKey("crm", "live")
+        commit(store, want(live), now=NOW + SECOND)
+        commit(store, want(keys[2], email="new@example.com"), now=NOW + SECOND)  # live news of one of them
+        ticket = store.acquire(MAIL, "a", NOW + SECOND)
+        order = []
+        claimed = store.claim(ticket, NOW + SECOND)
+        while claimed is not None:
+            order.append(claimed.key)
+            claimed = push_and_claim(store, ticket, claimed, now=NOW + SECOND)[1]
+        assert set(order[:2]) == {live, keys[2]}
+        assert set(order[2:]) == {keys[0], keys[1], keys[3]}
+        assert not delivery_of(store, keys[0]).low
+
+    def test_what_waits_live_does_not_fall_behind_by_what_a_list_tells(self, store: Store) -> None:
+        commit(store, want())
+        commit(store, replace(want(email="listed@example.com"), low=True))
+        assert not delivery_of(store).low
+
+    def test_an_opt_out_that_a_list_tells_waits_for_nothing(self, store: Store) -> None:
+        commit(store, replace(want(), desired=Desired(opt_out=True, create=False), low=True))
+        assert not delivery_of(store).low
+
+    def test_one_run_of_a_kind_is_under_way_at_a_time(self, store: Store) -> None:
+        first = catch_up("1")
+        assert store.catch_up("crm", BACKFILL) is None
+        assert store.start_catch_up(first)
+        assert store.catch_up("crm", BACKFILL) == first
+        assert not store.start_catch_up(catch_up("2"))
+        assert store.start_catch_up(catch_up("3", kind=RECONCILE, due_at=None))
+        assert [one.run for one in store.catch_ups()] == ["1", "3"]
+        assert store.due_lanes(NOW) == {PROCESS: NOW}
+        assert store.catch_up_due("crm", NOW) == first
+        assert store.catch_up_due("crm", NOW - SECOND) is None
+        assert store.change_catch_up(replace(first, state=Progress.STOPPED, due_at=None), NOW)
+        assert store.catch_up_due("crm", NOW) is None
+        assert store.start_catch_up(catch_up("2"))
+
+    def test_a_page_and_its_place_are_saved_together(self, store: Store) -> None:
+        begun = catch_up("1")
+        store.start_catch_up(begun)
+        old = store.acquire(PROCESS, "a", NOW)
+        ticket = store.acquire(PROCESS, "b", NOW)
+        further = replace(begun, after="page 2", seen=100, effects={"mail": {"create": 7}}, total=900)
+        with pytest.raises(LostLane):
+            store.commit(old, Decision(contacts=[contact(JANE)], catch_up=further), NOW)
+        assert store.catch_up("crm", BACKFILL) == begun
+        store.commit(ticket, Decision(contacts=[contact(JANE)], catch_up=further), NOW)
+        assert store.catch_up("crm", BACKFILL) == further
+
+    def test_what_a_person_stopped_is_not_gone_on_with(self, store: Store) -> None:
+        begun = catch_up("1")
+        store.start_catch_up(begun)
+        ticket = store.acquire(PROCESS, "a", NOW)
+        stopped = replace(begun, state=Progress.STOPPED, due_at=None)
+        assert store.change_catch_up(stopped, NOW)
+        store.commit(ticket, Decision(catch_up=replace(begun, after="page 2")), NOW)
+        assert store.catch_up("crm", BACKFILL) == stopped
+        assert not store.change_catch_up(catch_up("another"), NOW)
+        ended = replace(begun, state=Progress.DONE, due_at=None)
+        store.change_catch_up(replace(begun, state=Progress.RUNNING), NOW)
+        store.commit(ticket, Decision(catch_up=ended), NOW)
+        assert not store.change_catch_up(stopped, NOW), "what is done cannot be stopped"
+
+    def test_the_deliveries_of_many_contacts(self, store: Store) -> None:
+        commit(store, want(), want(target="sms"), want(JOHN))
+        found = store.deliveries_for([JANE, JOHN, RecordKey("crm", "nobody")])
+        assert set(found) == {("mail", JANE), ("sms", JANE), ("mail", JOHN)}
+        assert found["mail", JOHN] == delivery_of(store, JOHN)
+        assert store.deliveries_for([]) == {}
 
     # --- quota -------------------------------------------------------------------------------------------
 

@@ -233,7 +233,7 @@ def test_check_live_asks_a_server_that_has_the_database(
     result = bridge("check", "--live")
     assert result.exit_code == 1
     assert (
-        "FAILED  database: The database is not up to date (it lacks 0001_first). Run: bridge migrate"
+        "FAILED  database: The database is not up to date (it lacks 0001_first, 0002_catching_up). Run: bridge migrate"
         in result.stdout
     )
     assert bridge("migrate").exit_code == 0

@@ -25,6 +25,7 @@ from bridge.cli import main
 from bridge.engine.embedded import WorkerLock
 from bridge.errors import StoreUnavailable
 from bridge.model import AuditEntry, iso, utc_now
+from bridge.pipeline import catching_up
 from bridge.store.copying import run
 from bridge.store.copying.mark import CopyError
 from bridge.store.copying.run import COMPARING, COPYING, Copied
@@ -91,6 +92,7 @@ def _add_what_is_rare(store: SqliteStore) -> None:
     store.take_turn("slow", 3.7, 5, NOW + timedelta(milliseconds=77))
     store.pause("marketing", "It is being moved.", "ada", NOW)
     store.start_bulk(Filter(state="failed"), "all that failed", "ada", NOW)
+    store.start_catch_up(catching_up.backfill("shop", "ada", 0.2, NOW))
     # The same detail on several days: SQLite has its payload once.
     for at in ON_DAYS:
         entry = AuditEntry(at, "sample", "sent", "", source="shop", source_id="1", detail={"same": "detail"})

@@ -133,7 +133,7 @@ def test_the_procfile_with_two_of_each_and_a_rolling_restart(
     nothing_starts_on_an_empty_database(place)
     released = place.run(*honcho(place, "honcho run"))
     assert released.returncode == 0, released.stderr
-    assert "Done: 0001_first." in released.stdout
+    assert "Done: 0001_first, 0002_catching_up." in released.stdout
     old, new = two_ports(), two_ports()
     with contextlib.ExitStack() as stack:
         first = start_two_of_each(place, old, stack)
@@ -163,7 +163,10 @@ def nothing_starts_on_an_empty_database(place: Place) -> None:
         refused = place.run(sys.executable, "-m", "bridge", role)
         assert refused.returncode == 1
         sentence = refused.stderr.splitlines()[-1]
-        assert sentence == "The database is not up to date (it lacks 0001_first). Run: bridge migrate"
+        assert (
+            sentence
+            == "The database is not up to date (it lacks 0001_first, 0002_catching_up). Run: bridge migrate"
+        )
         assert f"`{sentence}`" in PAGE
 
 

@@ -89,6 +89,7 @@ def store(path: Path) -> Iterator[SqliteStore]:
             "0003_lag",
             "0004_as_on_postgresql",
             "0005_access_token",
+            "0006_catching_up",
         ]
         yield store
 
@@ -311,12 +312,13 @@ def test_a_file_that_cannot_grow_refuses_and_keeps_what_it_took(store: SqliteSto
     ("statement", "index"),
     [
         (
-            "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')"
+            "SELECT * FROM delivery WHERE target = ? AND lane = ? AND low = ? AND state IN ('pending', 'retrying')"
             " AND due_at <= ? ORDER BY due_at LIMIT 1",
             "delivery_due",
         ),
         (
-            "SELECT min(due_at) FROM delivery WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')",
+            "SELECT min(due_at) FROM delivery WHERE target = ? AND lane = ? AND low = ?"
+            " AND state IN ('pending', 'retrying')",
             "delivery_due",
         ),
         ("SELECT id FROM inbound WHERE source = ? AND outcome = 'accepted' ORDER BY id", "inbound_queued"),

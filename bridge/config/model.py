@@ -11,7 +11,7 @@ from typing import Any
 from bridge.errors import Complaints, Problem
 from bridge.model import Mode
 from bridge.rules import Empty, OnDelete, Route
-from bridge.sources.base import Proof, Source, SourceType
+from bridge.sources.base import Lister, Proof, Registrar, Source, SourceType, Writer
 from bridge.targets.base import Target, TargetType
 
 # --- what the file may say ----------------------------------------------------------------------------------
@@ -84,6 +84,23 @@ class TargetLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceHabits:
+    """What every source may have beside its type's own keys."""
+
+    reconcile_minutes: float = field(
+        default=60.0,
+        metadata={
+            "help": "how often the CRM is asked for what was changed, where its type can list contacts and has "
+            "a credential to; 0: never"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reconcile_minutes <= 10_080:
+            raise ValueError("reconcile_minutes: from 0 (never) to 10080 (a week)")
+
+
+@dataclass(frozen=True, slots=True)
 class FieldSettings:
     """A field rule that is more than an expression."""
 
@@ -125,6 +142,21 @@ class SourceConnection:
     type: SourceType
     source: Source
     settings: Any  # of `type.settings`
+    reconcile_s: float = 0.0  # how often the CRM is asked what was changed; 0: never
+
+    @property
+    def base_url(self) -> str:
+        """Where the CRM's API is."""
+        return self.type.read_base_url(self.settings) if self.type.read_base_url else ""
+
+    def lister(self) -> Lister | None:
+        return self.type.lister(self.name, self.settings) if self.type.lister and self.base_url else None
+
+    def registrar(self) -> Registrar | None:
+        return self.type.registrar(self.name, self.settings) if self.type.registrar and self.base_url else None
+
+    def writer(self) -> Writer | None:
+        return self.type.writer(self.name, self.settings) if self.type.writer and self.base_url else None
 
     @property
     def needs_token(self) -> bool:

@@ -20,6 +20,7 @@ from bridge.config.model import (
     FieldSettings,
     RouteSettings,
     SourceConnection,
+    SourceHabits,
     TargetConnection,
     TargetLimits,
 )
@@ -202,8 +203,13 @@ class _Reader:
         type_ = self._type_of(table, path, self.source_types)
         if type_ is not None:
             self.known_sources[name] = type_
-        settings = self.document.validate(type_.settings, table, path, made_up=True) if type_ else None
-        if type_ is None or settings is None:
+        if type_ is None:
+            return None
+        own = {f.name for f in fields(SourceHabits)}
+        habits = self.document.validate(SourceHabits, {key: table[key] for key in table if key in own}, path)
+        rest = {key: table[key] for key in table if key not in own}
+        settings = self.document.validate(type_.settings, rest, path, also=own, made_up=True)
+        if settings is None or habits is None:
             return None
         try:
             if type_.read_base_url is not None:
@@ -212,7 +218,7 @@ class _Reader:
         except ValueError as error:
             self.document.refuse(path, error)
             return None
-        return SourceConnection(name, type_, source, settings)
+        return SourceConnection(name, type_, source, settings, habits.reconcile_minutes * 60)
 
     def _target(self, name: str, table: dict[str, Any], path: Path) -> TargetConnection | None:
         type_ = self._type_of(table, path, self.target_types)

@@ -254,7 +254,7 @@ def _decision(
     spoken = [entry for one in parsed for entry in _facts(one, account, known, now)]
     return Decision(
         contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
-        wants=_decide(routes, known, touched, work, _told(parsed, account), can_read=api is not None),
+        wants=wants_of(routes, known, touched, work, _told(parsed, account), can_read=api is not None),
         audit=[*spoken, *_erased_along(known, touched - before_erased, spoken, now)],
         erased={key for key in touched if known[key].erased},
         decided=work.keys,
@@ -316,7 +316,7 @@ def _told(parsed: Iterable[Parsed], account: str | None) -> dict[RecordKey, list
     return told
 
 
-def _decide(
+def wants_of(
     routes: Sequence[Route],
     known: Mapping[RecordKey, Contact],
     touched: set[RecordKey],

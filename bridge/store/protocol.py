@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 from bridge.model import (
     AuditEntry,
+    CatchUp,
     Contact,
     Delivery,
     Exchange,
@@ -126,6 +127,7 @@ class Decision:
     # no longer due to be read unless saved with a later moment in *contacts*.
     decided: Collection[RecordKey] = ()
     account: str | None = None  # remember it as the source's, if none is remembered yet
+    catch_up: CatchUp | None = None  # how far the CRM's list was gone through with this
 
 
 Pair = tuple[str, str]  # the names of a source and a target
@@ -308,6 +310,24 @@ class Store(Looking, Protocol):
         Raises:
             LostLane: *ticket* is no longer the newest; nothing was saved.
         """
+        ...
+
+    # --- catching up with a CRM's list (in the source's lane, behind all that came live) ---
+
+    def start_catch_up(self, begun: CatchUp) -> bool:
+        """Save *begun* in place of the last of its kind; say whether it was, for one that is under way stays."""
+        ...
+
+    def change_catch_up(self, progress: CatchUp, now: datetime) -> bool:
+        """Save what a person made of a run that is not done; say whether it was still there. It wakes the lane."""
+        ...
+
+    def catch_up(self, source: str, kind: str) -> CatchUp | None: ...
+
+    def catch_ups(self) -> list[CatchUp]: ...
+
+    def catch_up_due(self, source: str, now: datetime) -> CatchUp | None:
+        """Return the run of the source of which a page is to be read now."""
         ...
 
     # --- delivery (a target's lane) ---
@@ -494,6 +514,10 @@ class Store(Looking, Protocol):
         ...
 
     def deliveries_of(self, key: RecordKey) -> list[Delivery]: ...
+
+    def deliveries_for(self, keys: Collection[RecordKey]) -> dict[tuple[str, RecordKey], Delivery]:
+        """Return the deliveries of all of *keys*, by target and key."""
+        ...
 
     def delivery_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Delivery]: ...
 

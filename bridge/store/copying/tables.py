@@ -85,6 +85,7 @@ PARTS: Sequence[Part] = (
     _whole("target_push", "target"),
     _whole("source_state", "source"),
     _whole("source_reads", "source"),
+    _whole("catch_up", "source", "kind"),
     _whole("route_rules", "source", "target"),
     _whole("url_token", "source", "token_id"),
     _whole("person", "name"),

@@ -157,13 +157,17 @@ _NUMBERED = ("inbound", "contact", "delivery", "audit", "refusal", "bulk")
 def _first(connection: Connection[Any]) -> None:
     """Create everything."""
     for script in (_FUNCTIONS, _TABLES, _totals(), _INDEXES, _TRIGGERS):
-        # Texts sort by their bytes, as SQLite's do, whatever the database's locale: order is part of the contract.
-        connection.execute(script.replace(" TEXT", ' TEXT COLLATE "C"').encode())
+        _create(connection, script)
     # The key of all digests. Without it nobody can tell from a fact whether a guessed payload was the one.
     _remember(connection, "salt", secrets.token_bytes(32))
     connection.execute(SchemaManager.get_schema())
     connection.execute(_QUEUE_TUNING)
     _remember(connection, "queue_schema", max(queue_files()).encode())
+
+
+def _create(connection: Connection[Any], script: str) -> None:
+    # Texts sort by their bytes, as SQLite's do, whatever the database's locale: order is part of the contract.
+    connection.execute(script.replace(" TEXT", ' TEXT COLLATE "C"').encode())
 
 
 def _remember(connection: Connection[Any], name: str, value: bytes) -> None:
@@ -175,7 +179,45 @@ def queue_files() -> Collection[str]:
     return [path.stem for path in Path(SchemaManager.get_migrations_path()).glob("*.sql")]
 
 
-STEPS = (Step("0001_first", _first),)
+def _catching_up(connection: Connection[Any]) -> None:
+    """Add how far the lists of CRMs were gone through, and what of it may wait for what comes live.
+
+    The index of before stays: an older version, which may still run, claims by it.
+    """
+    connection.execute("ALTER TABLE delivery ADD COLUMN low BOOLEAN NOT NULL DEFAULT false")
+    connection.execute(
+        "CREATE INDEX delivery_due_by_rank ON delivery (target, lane, low, due_at)"
+        " WHERE state IN ('pending', 'retrying')"
+    )
+    _create(connection, _CATCH_UP)
+
+
+_CATCH_UP = """
+CREATE TABLE catch_up (
+  source TEXT NOT NULL,
+  kind TEXT NOT NULL,        -- 'backfill' or 'reconcile'
+  run TEXT NOT NULL,         -- which one of that kind: a new one has another
+  state TEXT NOT NULL,       -- 'running', 'asking', 'stopped' or 'done'
+  reason TEXT NOT NULL,
+  since TIMESTAMPTZ,         -- only what was changed from then on; NULL: everybody
+  after TEXT,                -- the place in the CRM's list
+  due_at TIMESTAMPTZ,        -- when the next page is read
+  started_at TIMESTAMPTZ NOT NULL,
+  updated_at TIMESTAMPTZ NOT NULL,
+  by TEXT NOT NULL,
+  share DOUBLE PRECISION NOT NULL,  -- of contacts that may be changed before somebody is asked, from 0 to 1
+  seen BIGINT NOT NULL,
+  changed BIGINT NOT NULL,
+  missed BIGINT NOT NULL,    -- changes that no webhook had announced
+  total BIGINT,
+  tries INTEGER NOT NULL,
+  effects TEXT NOT NULL,     -- JSON: target -> what would come of it -> how many contacts
+  PRIMARY KEY (source, kind)
+)
+"""
+
+
+STEPS = (Step("0001_first", _first), Step("0002_catching_up", _catching_up))
 
 # Its rows come and go by the second, and a table of dead ones makes every fetch slow.
 _QUEUE_TUNING = """

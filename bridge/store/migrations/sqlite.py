@@ -67,6 +67,23 @@ def access_token(db: Database) -> None:
     )
 
 
+@MIGRATIONS(name="0006_catching_up")
+def catching_up(db: Database) -> None:
+    """Add how far the lists of CRMs were gone through, and what of it may wait for what comes live."""
+    db.execute("ALTER TABLE delivery ADD COLUMN low INTEGER NOT NULL DEFAULT 0")
+    db.execute("DROP INDEX delivery_due")
+    db.execute(
+        "CREATE INDEX delivery_due ON delivery (target, lane, low, due_at) WHERE state IN ('pending', 'retrying')"
+    )
+    db.execute(
+        "CREATE TABLE catch_up (source TEXT NOT NULL, kind TEXT NOT NULL, run TEXT NOT NULL, state TEXT NOT NULL,"
+        " reason TEXT NOT NULL, since TEXT, after TEXT, due_at TEXT, started_at TEXT NOT NULL,"
+        " updated_at TEXT NOT NULL, by TEXT NOT NULL, share REAL NOT NULL, seen INTEGER NOT NULL,"
+        " changed INTEGER NOT NULL, missed INTEGER NOT NULL, total INTEGER, tries INTEGER NOT NULL,"
+        " effects TEXT NOT NULL, PRIMARY KEY (source, kind)) WITHOUT ROWID"
+    )
+
+
 def _run(db: Database, script: str) -> None:
     """Run the statements of *script*, none of which begins where another one's line ends, in the transaction.
 

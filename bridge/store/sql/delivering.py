@@ -46,15 +46,18 @@ def claim(db: Db, ticket: Ticket, now: datetime, apart: Collection[str]) -> Deli
 def _claim(
     db: Db, target: str, number: int, now: datetime, apart: Collection[str], locking: str
 ) -> Delivery | None:
-    row = db.execute(f"{_DUE} {locking}", (target, number, iso(now), 1)).fetchone()
-    if row is None:
+    for low in (False, True):  # what came live goes first
+        row = db.execute(f"{_DUE} {locking}", (target, number, low, iso(now), 1)).fetchone()
+        if row is not None:
+            break
+    else:
         return None
     stored = delivery_of(row)
     if apart and stored.target_id is None:
         db.lock(f"unlinked {target}")  # two lanes must not each see that the other has not begun
         under_way = _marks_under_way(db, target, apart)
         if _marks(stored, apart) & under_way:
-            rows = db.execute(_DUE, (target, number, iso(now), LOOKED_AT)).fetchall()
+            rows = db.execute(_DUE, (target, number, low, iso(now), LOOKED_AT)).fetchall()
             free = (one["id"] for one in rows if not _marks(delivery_of(one), apart) & under_way)
             row = _still_due(db, next(free, None), now)
             if row is None or _marks(stored := delivery_of(row), apart) & under_way:
@@ -69,7 +72,7 @@ def _claim(
 
 
 _DUE = (
-    "SELECT * FROM delivery WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')"
+    "SELECT * FROM delivery WHERE target = ? AND lane = ? AND low = ? AND state IN ('pending', 'retrying')"
     " AND due_at <= ? ORDER BY due_at LIMIT ?"
 )
 # Nobody is waited for who may be waiting for the one that was looked at first.

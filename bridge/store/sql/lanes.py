@@ -142,13 +142,17 @@ _SOURCE_DUE = (
     " AS due",
     "SELECT min(replay_at) AS due FROM contact WHERE source = ? AND replay_at IS NOT NULL",
     "SELECT min(read_due) AS due FROM contact WHERE source = ? AND read_due IS NOT NULL",
+    "SELECT min(due_at) AS due FROM catch_up WHERE source = ? AND state = 'running' AND due_at IS NOT NULL",
 )
 
 
 def next_due(db: Db, target: str, number: int) -> datetime | None:
-    row = db.execute(
-        "SELECT min(due_at) AS due_at FROM delivery"
-        " WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying')",
-        (target, number),
-    ).fetchone()
-    return None if row is None or row["due_at"] is None else from_iso(row["due_at"])
+    found = [db.execute(_SOONEST, (target, number, low)).fetchone() for low in (False, True)]
+    moments = [row["due_at"] for row in found if row is not None and row["due_at"] is not None]
+    return from_iso(min(moments)) if moments else None
+
+
+_SOONEST = (
+    "SELECT min(due_at) AS due_at FROM delivery"
+    " WHERE target = ? AND lane = ? AND low = ? AND state IN ('pending', 'retrying')"
+)

@@ -120,7 +120,7 @@ def _oldest_wanted(db: Db, target: str, lanes: int) -> datetime | None:
     found = [row_of(db.execute(_OLDEST_WAITING, (target,)))]
     for number in range(lanes):
         found.append(row_of(db.execute(_OLDEST_SENDING, (target, number))))
-        found.append(row_of(db.execute(_OLDEST_PENDING, (target, number, FIRST_DUE))))
+        found += [row_of(db.execute(_OLDEST_PENDING, (target, number, low, FIRST_DUE))) for low in (False, True)]
     return maybe_moment(min((row["wanted_at"] for row in found if row["wanted_at"]), default=None))
 
 
@@ -134,7 +134,8 @@ _OLDEST_SENDING = (
 # What was wanted first is due first, or soon after: it is enough to look at the first of the queue.
 _OLDEST_PENDING = (
     "SELECT min(wanted_at) AS wanted_at FROM (SELECT wanted_at FROM delivery"
-    " WHERE target = ? AND lane = ? AND state IN ('pending', 'retrying') ORDER BY due_at LIMIT ?) queued"
+    " WHERE target = ? AND lane = ? AND low = ? AND state IN ('pending', 'retrying')"
+    " ORDER BY due_at LIMIT ?) queued"
 )
 
 

@@ -14,7 +14,7 @@ from bridge.model import AuditEntry, Contact, Delivery, RecordKey, State, Want, 
 from bridge.store.codec import to_json
 from bridge.store.looking import Activity
 from bridge.store.protocol import Decision, Inbound, InboundResult, Ticket, Work
-from bridge.store.sql import retries, totals
+from bridge.store.sql import catching_up, retries, totals
 from bridge.store.sql.database import Db, Row
 from bridge.store.sql.facts import add_facts, forget_inbound, forget_person
 from bridge.store.sql.lanes import Due, check_fence, keep_open, lane_number, lanes_in_use
@@ -165,6 +165,8 @@ def commit(
         if left is not None and not left["asked"]:
             retries.decided(db, key)
     _note_source(db, ticket.lane.removeprefix("process:"), decision.account)
+    if decision.catch_up is not None:
+        catching_up.advance(db, decision.catch_up)
     for lane, when in due.items():
         db.make_due(lane, when)
     return due

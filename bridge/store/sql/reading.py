@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from bridge.model import AuditEntry, Contact, Delivery, RecordKey, from_iso
@@ -289,6 +289,21 @@ def deliveries_of(db: Db, key: RecordKey) -> list[Delivery]:
         "SELECT * FROM delivery WHERE source = ? AND source_id = ? ORDER BY target", (key.source, key.source_id)
     )
     return [delivery_of(row) for row in rows]
+
+
+def deliveries_for(db: Db, keys: Collection[RecordKey]) -> dict[tuple[str, RecordKey], Delivery]:
+    by_source: dict[str, list[str]] = {}
+    for key in keys:
+        by_source.setdefault(key.source, []).append(key.source_id)
+    rows = (
+        row
+        for source, ids in by_source.items()
+        for row in db.execute(_OF_MANY, (source, db.array(ids))).fetchall()
+    )
+    return {(one.target, one.key): one for one in map(delivery_of, rows)}
+
+
+_OF_MANY = "SELECT * FROM delivery WHERE source = ? AND source_id IN (SELECT i.value FROM each_text(?) i)"
 
 
 # --- health ----------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def _lock(db: Db, table: str, keys: Collection[RecordKey]) -> None:
 DELIVERY = (
     *("target", "source", "source_id", "slot", "lane", "state", "reason", "updated_at", "desired", "revision"),
     *("accepted", "accepted_opt_out", "target_id", "due_at", "attempts", "error", "status", "unsure_since"),
-    *("left_out", "wanted_at", "attempted", "inbound_id"),
+    *("left_out", "wanted_at", "attempted", "inbound_id", "low"),
 )
 # Which lane an existing one is in is for `lanes.deal_out` alone.
 _IN_ITS_PLACE = "ON CONFLICT (target, source, source_id) DO UPDATE SET " + ", ".join(
@@ -229,6 +229,7 @@ def _delivery_row(delivery: Delivery, lanes: LaneCounts) -> tuple[Any, ...]:
         maybe_iso(delivery.wanted_at),
         None if delivery.attempted is None else to_json(dict(delivery.attempted)),
         delivery.inbound_id,
+        delivery.low,
     )
 
 
@@ -253,6 +254,7 @@ def delivery_of(row: Row) -> Delivery:
         wanted_at=maybe_moment(row["wanted_at"]),
         attempted=None if row["attempted"] is None else json.loads(row["attempted"]),
         inbound_id=row["inbound_id"],
+        low=bool(row["low"]),
     )
 
 

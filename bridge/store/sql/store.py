@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Concatenate, ParamSpec, TypeVar
 
-from bridge.model import AuditEntry, Contact, Delivery, RecordKey
+from bridge.model import AuditEntry, CatchUp, Contact, Delivery, RecordKey
 from bridge.store.looking import (
     Activity,
     Bar,
@@ -46,6 +46,7 @@ from bridge.store.protocol import (
 )
 from bridge.store.sql import (
     access,
+    catching_up,
     delivering,
     keeping,
     lanes,
@@ -145,6 +146,23 @@ class SqlStore(ABC):
         if decision.erased or any(result.forget for result in decision.results):
             self._forgotten()
         return due
+
+    # --- catching up ---
+
+    def start_catch_up(self, begun: CatchUp) -> bool:
+        return self._write(catching_up.start, begun)
+
+    def change_catch_up(self, progress: CatchUp, now: datetime) -> bool:
+        return self._write(catching_up.change, progress, now)
+
+    def catch_up(self, source: str, kind: str) -> CatchUp | None:
+        return self._read(catching_up.read, source, kind)
+
+    def catch_ups(self) -> list[CatchUp]:
+        return self._read(catching_up.read_all)
+
+    def catch_up_due(self, source: str, now: datetime) -> CatchUp | None:
+        return self._read(catching_up.due, source, now)
 
     # --- delivery ---
 
@@ -296,6 +314,9 @@ class SqlStore(ABC):
 
     def deliveries_of(self, key: RecordKey) -> list[Delivery]:
         return self._read(reading.deliveries_of, key)
+
+    def deliveries_for(self, keys: Collection[RecordKey]) -> dict[tuple[str, RecordKey], Delivery]:
+        return self._read(reading.deliveries_for, keys)
 
     def delivery_page(self, narrowed: Filter, cursor: str | None, limit: int) -> Page[Delivery]:
         return self._read(reading.delivery_page, narrowed, cursor, limit)
