@@ -5,17 +5,15 @@ What GitHub, Stripe and Slack do are cases of it; docs/sources/hmac.md spells th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NoReturn
+from typing import Literal
 
 from bridge import signing
 from bridge.errors import Complaints, ConfigError, Problem
-from bridge.model import Event, InboundRequest, RecordKey, Secret, Verified
-from bridge.outbound import Api
-from bridge.sources.base import Genuine, SourceType, cannot_read
-from bridge.sources.payload import Delivery, Mapped, Payload, sample
+from bridge.model import InboundRequest, Secret, Verified
+from bridge.sources.base import Genuine, SourceType
+from bridge.sources.payload import Declared, Payload, as_json, sample
 
 KEPT_HEADERS = ("content-type", "user-agent")
 
@@ -66,11 +64,10 @@ class Settings:
     )
 
 
-class HmacSource:
+class HmacSource(Declared):
     """One sender. Raises `ValueError` where the scheme proves nothing or a secret is unusable."""
 
     def __init__(self, name: str, settings: Settings) -> None:
-        self.name = name
         with Complaints() as complaints:
             scheme = signing.Scheme("x-signature", ("body",))  # for looking at the secrets, where there is none
             with complaints.look():
@@ -82,15 +79,11 @@ class HmacSource:
                     lambda secret: signing.credential(scheme, secret.reveal(), settings.signature.key),
                 )
             with complaints.look():
-                self._mapped = Mapped(name, settings.payload)
+                super().__init__(name, settings.payload, as_json)
 
     def verify(self, request: InboundRequest, now: datetime) -> Genuine:
         proof = signing.verify(request, self._credentials, now)
         return Genuine(Verified(request), proof.index, proof.signed_at)
-
-    def parse(self, genuine: Genuine, received_at: datetime) -> list[Event]:
-        headers = SOURCE.keeps(genuine.request.headers)
-        return self._mapped.events(genuine.request.body, Delivery(headers, received_at, genuine.signed_at))
 
     def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
         """See `Source.sign`.
@@ -104,12 +97,6 @@ class HmacSource:
             raise ConfigError(
                 Problem(f"sources.{self.name}.signature.parts", str(error), "put the header into what is sent")
             ) from error
-
-    def can_read(self) -> bool:
-        return False
-
-    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> NoReturn:
-        cannot_read(self.name)
 
 
 def _scheme(signature: Signature, timestamp: Timestamp | None) -> signing.Scheme:

@@ -1,4 +1,4 @@
-"""Reading contacts out of any JSON body, by a mapping that the configuration declares.
+"""Reading contacts out of any body, by a mapping that the configuration declares.
 
 Its entries are expressions over ``body`` (the whole body), ``headers`` (lower-case names, ``headers['x-event']``)
 and ``item`` (the part that is about one contact).
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from bridge.contact import clamp
 from bridge.errors import BadPayload, Complaints
 from bridge.expressions import Expression
-from bridge.model import Change, Event, Kind, RecordKey, Value, Version, iso
+from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Value, Version, iso
+from bridge.outbound import Api
+from bridge.sources.base import Genuine, cannot_read, is_confidential
 from bridge.sources.reading import (
     Unclear,
     distinct,
@@ -39,7 +41,7 @@ ONE_ITEM = "[body]"
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Where things are in the sender's JSON; every entry is an expression over ``body``, ``headers``, ``item``."""
+    """Where things are in the sender's body; every entry is an expression over ``body``, ``headers``, ``item``."""
 
     items: str = field(
         default=ONE_ITEM, metadata={"help": "a list with one item for each contact; default: the body is one item"}
@@ -78,6 +80,42 @@ class Delivery:
     sender_id: str = ""  # the sender's own id of the delivery, the same in all its retries
 
 
+class Declared:
+    """What the sources share whose payload is declared; they differ in what proves a request.
+
+    *content*: what a body says, for the mapping. Raises `ValueError` naming the entry that is no expression.
+    """
+
+    def __init__(self, name: str, payload: Payload, content: Callable[[InboundRequest], Any]) -> None:
+        self.name = name
+        self._content = content
+        self._mapped = Mapped(name, payload)
+
+    def parse(self, genuine: Genuine, received_at: datetime) -> list[Event]:
+        headers = {name: value for name, value in genuine.request.headers.items() if not is_confidential(name)}
+        delivery = Delivery(headers, received_at, genuine.signed_at, self.sender_id(headers))
+        return self._mapped.events_of(self._content(genuine.request), delivery)
+
+    def sender_id(self, headers: Mapping[str, str]) -> str:
+        """Return the sender's own id of the delivery, "" where it has none."""
+        return ""
+
+    def can_read(self) -> bool:
+        return False
+
+    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> NoReturn:
+        cannot_read(self.name)
+
+
+def as_json(request: InboundRequest) -> Any:
+    """Return what a body of JSON says.
+
+    Raises:
+        BadPayload: it is none.
+    """
+    return read_json(request.body)
+
+
 class Mapped:
     """A `Payload`, compiled. Raises `ValueError` naming the entry that is no expression."""
 
@@ -101,12 +139,19 @@ class Mapped:
         self._typed = _typed(payload)
 
     def events(self, body: bytes, delivery: Delivery) -> list[Event]:
-        """Return one event for each item.
+        """Return one event for each item of a body of JSON.
 
         Raises:
             BadPayload: the body is no JSON, or has no list of items.
         """
-        content = read_json(body)
+        return self.events_of(read_json(body), delivery)
+
+    def events_of(self, content: Any, delivery: Delivery) -> list[Event]:
+        """Return one event for each item of *content*, which is what the body says.
+
+        Raises:
+            BadPayload: it has no list of items.
+        """
         common = {"body": content, "headers": dict(delivery.headers)}
         try:
             # The default needs no computing: most bodies are about one contact.

@@ -5,18 +5,16 @@ Signed: the id, the time of the attempt and the raw body. The id stays the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from typing import NoReturn
 
 from bridge import signing
 from bridge.errors import Complaints, ConfigError, Problem
-from bridge.model import Event, InboundRequest, RecordKey, Secret, Verified
-from bridge.outbound import Api
-from bridge.sources.base import Genuine, SourceType, cannot_read
-from bridge.sources.payload import Delivery, Mapped, Payload, sample
+from bridge.model import InboundRequest, Secret, Verified
+from bridge.sources.base import Genuine, SourceType
+from bridge.sources.payload import Declared, Payload, as_json, sample
 from bridge.sources.reading import event_key
 
 NAMES = ("webhook", "svix")  # of the header sets: the standard's, and Svix's older one
@@ -37,11 +35,10 @@ class Settings:
     )
 
 
-class StandardWebhooks:
+class StandardWebhooks(Declared):
     """One sender. Raises `ValueError` where a secret or an expression is unusable."""
 
     def __init__(self, name: str, settings: Settings) -> None:
-        self.name = name
         with Complaints() as complaints:
             with complaints.look():
                 # Both header sets, each with all secrets: they are never mixed in one check.
@@ -50,18 +47,14 @@ class StandardWebhooks:
                     for names in NAMES
                 }
             with complaints.look():
-                self._mapped = Mapped(name, settings.payload)
+                super().__init__(name, settings.payload, as_json)
 
     def verify(self, request: InboundRequest, now: datetime) -> Genuine:
         proof = signing.verify(request, self._credentials[_names(request.headers)], now)
         return Genuine(Verified(request), proof.index, proof.signed_at)
 
-    def parse(self, genuine: Genuine, received_at: datetime) -> list[Event]:
-        headers = SOURCE.keeps(genuine.request.headers)
-        sender_id = headers.get(f"{_names(headers)}-id", "")
-        return self._mapped.events(
-            genuine.request.body, Delivery(headers, received_at, genuine.signed_at, sender_id)
-        )
+    def sender_id(self, headers: Mapping[str, str]) -> str:
+        return headers.get(f"{_names(headers)}-id", "")
 
     def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
         """See `Source.sign`; the id is made of the content where the request has none.
@@ -81,12 +74,6 @@ class StandardWebhooks:
                 "put the private key (whsk_…) there on a test machine",
             )
         )
-
-    def can_read(self) -> bool:
-        return False
-
-    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> NoReturn:
-        cannot_read(self.name)
 
 
 def _credential(names: str, secret: Secret) -> signing.Credential:
