@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bridge.sources import (
+    form_scheme,
     hmac_scheme,
     hubspot,
+    json_scheme,
     pipedrive,
     standard_webhooks,
 )
@@ -16,5 +18,7 @@ SOURCES = {
         pipedrive.SOURCE,
         standard_webhooks.SOURCE,
         hmac_scheme.SOURCE,
+        json_scheme.SOURCE,
+        form_scheme.SOURCE,
     )
 }
