@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bridge.sources import (
+    activecampaign,
     form_scheme,
     hmac_scheme,
     hubspot,
@@ -14,6 +15,7 @@ from bridge.sources import (
 SOURCES = {
     source.name: source
     for source in (
+        activecampaign.SOURCE,
         hubspot.SOURCE,
         pipedrive.SOURCE,
         standard_webhooks.SOURCE,
