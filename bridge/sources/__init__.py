@@ -10,6 +10,7 @@ from bridge.sources import (
     json_scheme,
     pipedrive,
     standard_webhooks,
+    zoho_crm,
 )
 
 SOURCES = {
@@ -18,6 +19,7 @@ SOURCES = {
         activecampaign.SOURCE,
         hubspot.SOURCE,
         pipedrive.SOURCE,
+        zoho_crm.SOURCE,
         standard_webhooks.SOURCE,
         hmac_scheme.SOURCE,
         json_scheme.SOURCE,
