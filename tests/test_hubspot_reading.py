@@ -150,7 +150,7 @@ def test_a_refused_token_is_named_in_words() -> None:
     ("trouble", "said", "retry_after_s"),
     [
         ({"status": 429, "headers": {"Retry-After": "7"}}, "fewer calls", 7),
-        ({"status": 429}, "fewer calls", 0),
+        ({"status": 429}, "fewer calls", 1),
         ({"status": 503, "headers": {"Retry-After": "9"}}, "(HTTP 503)", 9),
         ({"status": 500, "body": "<html>"}, "(HTTP 500)", 0),
         ({"status": 400, "body": {"category": "VALIDATION_ERROR", "message": "ada"}}, "400, VALIDATION_ERROR)", 0),
@@ -158,7 +158,7 @@ def test_a_refused_token_is_named_in_words() -> None:
         ({"status": 404}, "(HTTP 404)", 0),
         ({"status": 301, "headers": {"Location": "http://127.0.0.1/"}}, "redirect", 0),
         ({"status": 200, "body": "<html>a proxy"}, "not JSON", 0),
-        ({"how": "drop"}, "cannot be read now", 0),
+        ({"how": "drop"}, "cannot be called now", 0),
         ({"how": "slow", "seconds": 0.7}, "did not answer in time", 0),
     ],
 )

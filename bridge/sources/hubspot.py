@@ -7,19 +7,20 @@ record. https://developers.hubspot.com/docs/api/webhooks
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from bridge import signing
 from bridge.contact import clamp
-from bridge.errors import BadPayload, BadSignature, Complaints, Permanent, Retryable, SourceUnavailable
+from bridge.errors import BadPayload, BadSignature, Complaints, SourceUnavailable
 from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, Version
-from bridge.outbound import Api, Reply, segment
-from bridge.sources.base import BatchUnreadable, Genuine, Read, SourceType
+from bridge.outbound import Api
+from bridge.sources import hubspot_api
+from bridge.sources.base import Genuine, Read, SourceType
+from bridge.sources.hubspot_api import as_text
 from bridge.sources.reading import (
     Unclear,
     distinct,
@@ -39,7 +40,6 @@ READ_LIMIT = 100
 OTHER_KIND = "It is about another kind of HubSpot object, not about contacts."
 OTHER_ACCOUNT = "It is from another HubSpot account than the configured portal_id."
 REDACTED = "REDACTED"  # what HubSpot writes in place of a sensitive value; it is never a value
-CODE = re.compile(r"[A-Z_]{1,60}")
 
 KINDS = {
     "creation": Kind.CREATED,
@@ -89,6 +89,16 @@ class Settings:
     require_token: bool = field(
         default=False, metadata={"help": "accept only the URL with a token, from 'bridge url'"}
     )
+    app_id: int | str | None = field(
+        default=None,
+        metadata={
+            "help": "with developer_key: the app of a developer account whose webhooks 'bridge register' sets up; "
+            "HubSpot lets nobody do that for a private app"
+        },
+    )
+    developer_key: Secret | None = field(
+        default=None, metadata={"help": "the developer account's API key, for 'bridge register' only"}
+    )
 
 
 class HubSpot:
@@ -107,6 +117,10 @@ class HubSpot:
                 }
             empty = settings.token is not None and not settings.token.reveal().strip()
             complaints.unless(not empty, "token: it is empty; leave the key out if contacts are not to be read")
+            both = (settings.app_id is None) == (settings.developer_key is None)
+            complaints.unless(both, "app_id: it goes with developer_key; give both, or neither")
+            empty = settings.developer_key is not None and not settings.developer_key.reveal().strip()
+            complaints.unless(not empty, "developer_key: it is empty; leave the key out if it is not needed")
 
     # --- verifying ---------------------------------------------------------------------------------------
 
@@ -251,121 +265,11 @@ class HubSpot:
         return self._settings.token is not None
 
     def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> list[Read]:
-        """See `Source.read`. At most 100 records a call.
-
-        https://developers.hubspot.com/docs/api-reference/crm-contacts-v3/batch/post-crm-v3-objects-contacts-batch-read
-        """
-        asked = list(dict.fromkeys(key.source_id for key in keys))
-        if not asked:
-            return []
-        names = sorted(set(fields))
-        reply = self._call(
-            api,
-            "POST",
-            "/crm/v3/objects/contacts/batch/read",
-            json={
-                "properties": names,
-                "propertiesWithHistory": [],
-                "inputs": [{"id": source_id} for source_id in asked],
-            },
-        )
-        if reply.status not in {200, 207}:
-            self._refuse(reply)
-        answer = _object(_json(reply))
-        records = {
-            record["id"]: record for record in map(_object, _list(answer.get("results"))) if _is_record(record)
-        }
-        unknown = _not_found(answer)
-        reads = {}
-        for source_id in asked:
-            record = records.get(source_id)
-            if record is None and source_id not in unknown:
-                # It may have been merged: then HubSpot answers with the survivor, and by position nothing is sure.
-                try:
-                    record = self._read_one(api, source_id, names)
-                except BatchUnreadable as error:
-                    asked_key = self._record(source_id)
-                    reads[source_id] = Read(asked_key, asked_key, None, None, problem=str(error))
-                    continue
-            reads[source_id] = self._as_read(source_id, record, names)
-        return [replace(reads[key.source_id], asked=key) for key in keys]
-
-    def _read_one(self, api: Api, source_id: str, names: Sequence[str]) -> Mapping[str, Any] | None:
-        """Return the record that *source_id* leads to, None where HubSpot knows none.
-
-        Raises:
-            BatchUnreadable: it has no usable answer for this one record.
-        """
-        reply = self._call(
-            api,
-            "GET",
-            f"/crm/v3/objects/contacts/{segment(source_id)}",
-            query={"properties": ",".join(names)} if names else None,
-        )
-        if reply.status == 404:
-            return None
-        if reply.status != 200:
-            self._refuse(reply)
-        record = _object(_json(reply))
-        if not _is_record(record):
-            raise BatchUnreadable("HubSpot's answer is not a contact.")
-        return record
-
-    def _as_read(self, source_id: str, record: Mapping[str, Any] | None, names: Sequence[str]) -> Read:
-        asked = self._record(source_id)
-        if record is None or record.get("archived") is True:
-            return Read(asked, asked, None, None)
-        properties = _object(record.get("properties"))
-        try:
-            changed_at = moment(record.get("updatedAt") or properties.get("lastmodifieddate"), "updatedAt")
-        except Unclear:
-            problem = "HubSpot's answer does not say when the contact was last changed."
-            return Read(asked, asked, None, None, problem=problem)
-        # Null: HubSpot knows the property and it is empty. Absent: there is no such property.
-        try:
-            said = {name: _as_text(properties[name]) for name in names if name in properties}
-        except Unclear:
-            problem = "HubSpot's answer holds a property that is not a text."
-            return Read(asked, asked, None, None, problem=problem)
-        return Read(asked, self._record(record["id"]), said, Version(changed_at, "read"))
-
-    def _call(
-        self, api: Api, method: str, path: str, *, json: Any = None, query: Mapping[str, str] | None = None
-    ) -> Reply:
+        """See `Source.read`."""
         if self._settings.token is None:
             raise SourceUnavailable(f"No token is configured for {self.name}, so its contacts cannot be read.")
-        headers = {"Authorization": f"Bearer {self._settings.token.reveal().strip()}"}
-        try:
-            return api.call(method, path, json=json, query=query, headers=headers)
-        except Retryable as error:
-            unreadable = BatchUnreadable if error.code == "nonsense" else SourceUnavailable
-            raise unreadable(f"HubSpot cannot be read now: {error}", retry_after_s=error.retry_after_s) from error
-        except Permanent as error:
-            raise SourceUnavailable(f"HubSpot cannot be read: {error}") from error
-
-    def _refuse(self, reply: Reply) -> NoReturn:
-        if reply.status == 401:
-            raise SourceUnavailable(
-                f"HubSpot refuses the token of {self.name} (HTTP 401): it is wrong, was replaced or has run out. "
-                "Contacts are read again once there is a good one, with the scope crm.objects.contacts.read."
-            )
-        if reply.status == 403:
-            raise SourceUnavailable(
-                f"HubSpot refuses the token of {self.name} (HTTP 403): the app lacks the scope "
-                "crm.objects.contacts.read. Contacts are read again once it has it."
-            )
-        if reply.status == 429:
-            raise SourceUnavailable(
-                "HubSpot asks for fewer calls (HTTP 429). Bridge reads the contacts later.",
-                retry_after_s=reply.retry_after_s,
-            )
-        code = text_or_none(_object(reply.json_or_none()).get("category")) or ""
-        said = f", {code}" if CODE.fullmatch(code) else ""
-        unreadable = BatchUnreadable if reply.status in {400, 413, 422} else SourceUnavailable
-        raise unreadable(
-            f"HubSpot did not give the contacts (HTTP {reply.status}{said}). Bridge tries again later.",
-            retry_after_s=reply.retry_after_s,
-        )
+        caller = hubspot_api.caller(self.name, self._settings.token, hubspot_api.READ_SCOPE)
+        return hubspot_api.read(caller, api, keys, fields)
 
 
 # --- headers ---------------------------------------------------------------------------------------------
@@ -417,18 +321,7 @@ def _property(item: Mapping[str, Any]) -> dict[str, Value]:
         raise Unclear("It is a change of a property that it does not name.")
     if "propertyValue" not in item or item.get("isSensitive") is True or item["propertyValue"] == REDACTED:
         return {}
-    return {name: _as_text(item["propertyValue"])}
-
-
-def _as_text(value: Any) -> str:
-    """Return a property's value as HubSpot writes it everywhere: as text, "" where it is empty."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    raise Unclear("The value of a property is not a text.")
+    return {name: as_text(item["propertyValue"])}
 
 
 # --- a workflow's record ---------------------------------------------------------------------------------
@@ -487,44 +380,16 @@ def _with_moment(value: Any) -> tuple[str, datetime | None]:
         Unclear: it is neither.
     """
     if not isinstance(value, dict):
-        return _as_text(value), None
+        return as_text(value), None
     if "value" not in value:
         raise Unclear("A property of the record holds no value.")
     history = value.get("versions")
     newest = history[0] if isinstance(history, list) and history else None
     at = value.get("timestamp") or (newest.get("timestamp") if isinstance(newest, dict) else None)
-    return _as_text(value["value"]), moment(at, "timestamp") if at else None
+    return as_text(value["value"]), moment(at, "timestamp") if at else None
 
 
-# --- answers ---------------------------------------------------------------------------------------------
-
-
-def _json(reply: Reply) -> Any:
-    try:
-        return reply.json()
-    except Retryable as error:
-        raise BatchUnreadable(f"HubSpot cannot be read now: {error}") from error
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else ()
-
-
-def _is_record(record: Mapping[str, Any]) -> bool:
-    return isinstance(record.get("id"), str) and isinstance(record.get("properties"), dict)
-
-
-def _not_found(answer: Mapping[str, Any]) -> set[str]:
-    """Return the ids of which HubSpot says in so many words that it does not know them."""
-    found: set[str] = set()
-    for error in map(_object, _list(answer.get("errors"))):
-        if error.get("category") == "OBJECT_NOT_FOUND":
-            found.update(str(one) for one in _list(_object(error.get("context")).get("ids")))
-    return found
+# --- what the type declares ------------------------------------------------------------------------------
 
 
 def sample(wanted: Sampling) -> bytes:
@@ -550,6 +415,24 @@ def sample(wanted: Sampling) -> bytes:
         for number, (name, value) in enumerate(changed.items())
     ]
     return json.dumps(events, separators=(",", ":")).encode()
+
+
+def _lister(name: str, settings: Settings) -> hubspot_api.ContactLister | None:
+    if settings.token is None:
+        return None
+    return hubspot_api.ContactLister(hubspot_api.caller(name, settings.token, hubspot_api.READ_SCOPE))
+
+
+def _writer(name: str, settings: Settings) -> hubspot_api.ContactWriter | None:
+    if settings.token is None:
+        return None
+    return hubspot_api.ContactWriter(hubspot_api.caller(name, settings.token, hubspot_api.WRITE_SCOPE))
+
+
+def _registrar(name: str, settings: Settings) -> hubspot_api.AppRegistrar | None:
+    if settings.app_id is None or settings.developer_key is None:
+        return None
+    return hubspot_api.AppRegistrar(name, str(settings.app_id).strip(), settings.developer_key)
 
 
 SOURCE = SourceType(
@@ -580,6 +463,11 @@ SOURCE = SourceType(
         "harm.",
         "From the tab *Auth* copy the client secret (`secrets`) and the access token (`token`) into the "
         "environment variables that `bridge.toml` names for them, and start bridge again.",
+        "With the app of a developer account, `app_id` and `developer_key`, the command `bridge register {name}` "
+        "does the second and third step. HubSpot has no such call for a private app.",
     ),
     manual="https://developers.hubspot.com/docs/api/webhooks",
+    lister=_lister,
+    registrar=_registrar,
+    writer=_writer,
 )

@@ -1,4 +1,4 @@
-"""A HubSpot account on loopback: contacts that can be read, and the webhook events that HubSpot would send.
+"""A HubSpot account on loopback: its contacts, its app's webhooks, and the events that HubSpot would send.
 
 https://developers.hubspot.com/docs/api/crm/contacts and https://developers.hubspot.com/docs/api/webhooks
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,10 +20,14 @@ from bridge.model import utc_now
 from bridge.signing import EPOCH
 
 LIMIT = 100
+SEARCH_LIMIT = 200
+SEARCH_WINDOW = 10_000  # results of one search, however they are paged
 PROPERTIES = (
     "city", "company", "country", "email", "firstname", "hs_email_optout", "lastname", "lifecyclestage",
     "mobilephone", "phone", "tier",
 )  # fmt: skip
+READ_ONLY = frozenset({"createdate", "hs_email_optout", "hs_object_id", "lastmodifieddate"})
+NO_EVENTS = frozenset({"hs_lastmodifieddate", "num_unique_conversion_events"})
 
 WebhookEvent = dict[str, Any]
 
@@ -45,16 +50,21 @@ class HubSpot(Fake):
     - ``missing_ids``: whether ids that a batch read does not find are named in a 207, or just not answered.
     - ``merged_answer``: whether a batch read that leads to one survivor twice holds it once, or once per input.
     - ``merge_result``: whether a merge makes a new record, or lets the primary one live on.
+    - ``search_ties``: in which order a search gives contacts that are equal in what it sorts by.
+    - ``no_settings``: what is said of the webhooks of an app that has no address yet.
     """
 
     title = "HubSpot"
     bearer = "demo-hubspot-token"  # the access token that reads
+    developer_key = "demo-hubspot-developer-key"
     portal_id = 62515
     app_id = 1160452
     SWITCHES: Mapping[str, tuple[Any, ...]] = {
         "missing_ids": ("partial_207", "silently_absent"),
         "merged_answer": ("survivor_once", "per_input"),
         "merge_result": ("new_record", "primary"),
+        "search_ties": ("oldest_first", "newest_first"),
+        "no_settings": ("not_found", "empty"),
     }
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now, **switches: Any) -> None:
@@ -63,6 +73,8 @@ class HubSpot(Fake):
         self.properties = set(PROPERTIES)
         self._last_record_id = 1_246_964
         self._last_event_id = 3_816_279_339
+        self.webhook_settings: dict[str, Any] = {}
+        self.subscriptions: dict[str, dict[str, Any]] = {}
         super().__init__(**switches)
 
     # --- what people do in HubSpot ---
@@ -179,10 +191,26 @@ class HubSpot(Fake):
 
     def routes(self, app: Flask) -> None:
         app.post("/crm/v3/objects/contacts/batch/read")(self._batch_read)
+        app.post("/crm/v3/objects/contacts/search")(self._search)
+        app.get("/crm/v3/objects/contacts")(self._list)
         app.get("/crm/v3/objects/contacts/<source_id>")(self._read)
+        app.patch("/crm/v3/objects/contacts/<source_id>")(self._update)
+        app.get("/webhooks/v3/<int:app_id>/settings")(self._settings)
+        app.put("/webhooks/v3/<int:app_id>/settings")(self._set_settings)
+        app.delete("/webhooks/v3/<int:app_id>/settings")(self._clear_settings)
+        app.get("/webhooks/v3/<int:app_id>/subscriptions")(self._list_subscriptions)
+        app.post("/webhooks/v3/<int:app_id>/subscriptions")(self._subscribe)
+        app.patch("/webhooks/v3/<int:app_id>/subscriptions/<number>")(self._activate)
         app.before_request(self._authorise)
 
     def _authorise(self) -> Response | None:
+        if request.path.startswith("/webhooks/"):
+            key = request.args.get("hapikey", "")
+            if not hmac.compare_digest(key.encode(), self.developer_key.encode()):
+                return _error(401, "INVALID_AUTHENTICATION", "This hapikey doesn't exist.")
+            if (request.view_args or {}).get("app_id") != self.app_id:
+                return _error(404, "OBJECT_NOT_FOUND", "There is no such app.")
+            return None
         given = request.headers.get("Authorization", "").encode()
         if hmac.compare_digest(given, f"Bearer {self.bearer}".encode()):
             return None
@@ -218,6 +246,104 @@ class HubSpot(Fake):
         names = request.args.get("properties", "")
         return answer(200, self._shown(record, names.split(",")))
 
+    def _alive(self) -> list[Record]:
+        """Return the contacts that lists and searches know, by id."""
+        alive = [one for one in self.records.values() if not one.archived and one.merged_into is None]
+        return sorted(alive, key=lambda record: int(record.id))
+
+    def _list(self) -> Response:
+        limit = int(request.args.get("limit", "10"))
+        if not 1 <= limit <= LIMIT:
+            return _error(400, "VALIDATION_ERROR", "The limit is between 1 and 100.")
+        after = int(request.args.get("after", "0"))
+        records = [record for record in self._alive() if int(record.id) >= after]
+        names = request.args.get("properties", "").split(",")
+        body: dict[str, Any] = {"results": [self._shown(record, names) for record in records[:limit]]}
+        if len(records) > limit:
+            body["paging"] = {"next": {"after": records[limit].id, "link": "https://api.hubapi.com/elsewhere"}}
+        return answer(200, body)
+
+    def _search(self) -> Response:
+        asked = request.get_json()
+        limit, start = asked.get("limit", 10), int(asked.get("after", "0"))
+        if not 1 <= limit <= SEARCH_LIMIT or start + limit > SEARCH_WINDOW:
+            return _error(400, "VALIDATION_ERROR", "At most 200 a page, and 10,000 in all.")
+        groups, sorts = asked.get("filterGroups", []), asked.get("sorts", [])
+        if len(groups) > 5 or any(len(group["filters"]) > 6 for group in groups) or len(sorts) > 1:
+            return _error(400, "VALIDATION_ERROR", "Too many filters, or more than one sort.")
+        records = [one for one in self._alive() if not groups or any(_fits(one, group) for group in groups)]
+        records.sort(key=lambda one: int(one.id), reverse=self.switches["search_ties"] == "newest_first")
+        for sort in sorts:
+            records.sort(key=lambda one: _sortable(one, sort["propertyName"]))
+            if sort["direction"] == "DESCENDING":
+                records.reverse()
+        found = records[start : start + limit]
+        body = {
+            "total": len(records),
+            "results": [self._shown(record, asked.get("properties", [])) for record in found],
+        }
+        if start + limit < len(records):
+            body["paging"] = {"next": {"after": str(start + limit)}}
+        return answer(200, body)
+
+    def _update(self, source_id: str) -> Response:
+        record = self._resolve(source_id)
+        if record is None:
+            return _error(404, "OBJECT_NOT_FOUND", "resource not found")
+        properties: dict[str, str] = request.get_json()["properties"]
+        for name, value in properties.items():
+            if name in READ_ONLY or name not in self.properties or not isinstance(value, str):
+                return _error(400, "VALIDATION_ERROR", "A property is read-only, unknown, or no text.")
+        record.properties |= properties
+        record.updated_at = self.clock()
+        return answer(200, self._shown(record, list(properties)))
+
+    # --- the webhooks of the app ---
+
+    def _settings(self, app_id: int) -> Response:
+        if self.webhook_settings:
+            return answer(200, self.webhook_settings)
+        if self.switches["no_settings"] == "empty":
+            return answer(200, {"targetUrl": "", "throttling": {"maxConcurrentRequests": 10}})
+        return _error(404, "OBJECT_NOT_FOUND", "The app has no webhook settings.")
+
+    def _set_settings(self, app_id: int) -> Response:
+        asked = request.get_json()
+        at_once = asked.get("throttling", {}).get("maxConcurrentRequests")
+        if not asked.get("targetUrl", "").startswith("https://") or not isinstance(at_once, int) or at_once <= 5:
+            return _error(400, "VALIDATION_ERROR", "An https address and more than 5 requests at once are needed.")
+        self.webhook_settings = {**asked, "createdAt": _iso(self.clock()), "updatedAt": _iso(self.clock())}
+        return answer(200, self.webhook_settings)
+
+    def _clear_settings(self, app_id: int) -> Response:
+        self.webhook_settings = {}
+        return Response(status=204)
+
+    def _list_subscriptions(self, app_id: int) -> Response:
+        return answer(200, {"results": list(self.subscriptions.values())})
+
+    def _subscribe(self, app_id: int) -> Response:
+        asked = request.get_json()
+        name = asked.get("propertyName", "")
+        if (asked["eventType"] == "contact.propertyChange") != bool(name):
+            return _error(
+                400, "VALIDATION_ERROR", "A propertyName goes with propertyChange, and with nothing else."
+            )
+        if name in NO_EVENTS or (name and name not in self.properties):
+            return _error(400, "VALIDATION_ERROR", "There are no events of this property.")
+        same = (asked["eventType"], name)
+        if same in {(one["eventType"], one.get("propertyName", "")) for one in self.subscriptions.values()}:
+            return _error(409, "CONFLICT", "This subscription exists.")
+        number = str(len(self.subscriptions) + 25)
+        self.subscriptions[number] = {"active": False, **asked, "id": number, "createdAt": _iso(self.clock())}
+        return answer(201, self.subscriptions[number])
+
+    def _activate(self, app_id: int, number: str) -> Response:
+        if number not in self.subscriptions:
+            return _error(404, "OBJECT_NOT_FOUND", "There is no such subscription.")
+        self.subscriptions[number]["active"] = bool(request.get_json()["active"])
+        return answer(200, self.subscriptions[number])
+
     def _resolve(self, source_id: str) -> Record | None:
         record = self.records.get(source_id)
         while record is not None and record.merged_into is not None:
@@ -239,6 +365,19 @@ class HubSpot(Fake):
             "updatedAt": _iso(record.updated_at),
             "archived": False,
         }
+
+
+def _fits(record: Record, group: Mapping[str, Any]) -> bool:
+    """Say whether *record* passes all filters of a group, as far as contacts are searched for here."""
+    tests: dict[str, Callable[[int, int], bool]] = {"GTE": operator.ge, "LTE": operator.le, "GT": operator.gt}
+    return all(
+        tests[one["operator"]](_sortable(record, one["propertyName"]), int(one["value"]))
+        for one in group["filters"]
+    )
+
+
+def _sortable(record: Record, name: str) -> int:
+    return {"lastmodifieddate": _milliseconds(record.updated_at), "hs_object_id": int(record.id)}[name]
 
 
 def _error(status: int, category: str, message: str) -> Response:
