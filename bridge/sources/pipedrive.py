@@ -1,7 +1,7 @@
 """Pipedrive: webhooks of version 2, and of version 1 as older accounts still send them.
 
-Each holds one whole person, so nothing needs to be read. There is no signature: HTTP Basic is all that Pipedrive
-has. https://pipedrive.readme.io/docs/guide-for-webhooks-v2
+Each holds one whole person, but for what Campaigns knows of it. There is no signature: HTTP Basic is all that
+Pipedrive has. https://pipedrive.readme.io/docs/guide-for-webhooks-v2
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from bridge import signing
 from bridge.contact import clamp
-from bridge.errors import BadPayload
-from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, Version, iso
+from bridge.errors import BadPayload, Complaints, SourceUnavailable
+from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Verified, Version, iso
 from bridge.outbound import Api
-from bridge.sources.base import Genuine, Proof, SourceType, cannot_read
+from bridge.sources import pipedrive_api
+from bridge.sources.base import Genuine, Proof, Read, SourceType
+from bridge.sources.pipedrive_person import fields_of
 from bridge.sources.reading import (
     Unclear,
     event_key,
@@ -42,7 +44,6 @@ KINDS = {
     "merged": Kind.CHANGED,  # sent of the person that stays
 }
 OTHER_COMPANY = "It is from another Pipedrive company than the configured company_id."
-LABELS = ("work", "home", "mobile", "other")  # of phones and e-mail addresses, in Pipedrive's own lists
 
 KNOWN_FIELDS = (
     "add_time", "email", "emails", "email_home", "email_other", "email_work", "first_name", "id", "label",
@@ -73,6 +74,15 @@ class Settings:
     require_token: bool = field(
         default=False, metadata={"help": "accept only the URL with a token, from 'bridge url'"}
     )
+    token: Secret | None = field(
+        default=None,
+        metadata={
+            "help": "the API token of a user who sees every person, for reading, listing and 'bridge register'"
+        },
+    )
+    api_base: str = field(
+        default="https://api.pipedrive.com", metadata={"help": "where Pipedrive's API is called"}
+    )
 
 
 class Pipedrive:
@@ -81,11 +91,16 @@ class Pipedrive:
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
         self._company_id = None if settings.company_id is None else str(settings.company_id).strip()
-        self._credentials = signing.credentials(
-            "credentials",
-            settings.credentials,
-            lambda login: signing.basic_credential(login.user, login.password.reveal()),
-        )
+        self._token = settings.token
+        with Complaints() as complaints:
+            with complaints.look():
+                self._credentials = signing.credentials(
+                    "credentials",
+                    settings.credentials,
+                    lambda login: signing.basic_credential(login.user, login.password.reveal()),
+                )
+            empty = settings.token is not None and not settings.token.reveal().strip()
+            complaints.unless(not empty, "token: it is empty; leave the key out if persons are not to be read")
 
     def verify(self, request: InboundRequest, now: datetime) -> Genuine:
         proof = signing.verify(request, self._credentials, now)
@@ -130,13 +145,16 @@ class Pipedrive:
             return Change(key, Kind.MERGED, version, survivor=survivor, account=said.account)
         if not isinstance(said.person, dict):
             raise Unclear("It does not hold the person that it speaks of.")
-        return Change(key, kind, version, _fields(said.person), account=said.account)
+        return Change(key, kind, version, fields_of(said.person), account=said.account)
 
     def can_read(self) -> bool:
-        return False
+        return self._token is not None
 
-    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> NoReturn:
-        cannot_read(self.name)
+    def read(self, api: Api, keys: Sequence[RecordKey], fields: Sequence[str]) -> list[Read]:
+        """See `Source.read`."""
+        if self._token is None:
+            raise SourceUnavailable(f"No token is configured for {self.name}, so its persons cannot be read.")
+        return pipedrive_api.read(pipedrive_api.caller(self.name, self._token), api, keys, fields)
 
 
 # --- the two versions ------------------------------------------------------------------------------------
@@ -196,58 +214,7 @@ def _first_version(meta: Mapping[str, Any], body: Mapping[str, Any]) -> _Said:
     )
 
 
-# --- a person --------------------------------------------------------------------------------------------
-
-
-def _fields(person: Mapping[str, Any]) -> dict[str, Value]:
-    """Return a person's fields, flat. A custom field is named by its 40-character key."""
-    fields: dict[str, Value] = {}
-    for name, value in person.items():
-        if name in {"emails", "email"}:
-            fields |= _ways("email", value)
-        elif name in {"phones", "phone"}:
-            fields |= _ways("phone", value)
-        elif name == "custom_fields":
-            if isinstance(value, dict):
-                for hashed, custom in value.items():
-                    fields |= _custom(hashed, custom)
-        else:
-            fields[name] = value
-    return fields
-
-
-def _ways(name: str, value: Any) -> dict[str, Value]:
-    """Return the ways to reach a person: the primary one, all, and the first under each of Pipedrive's labels.
-
-    Nothing is returned where the value has another shape than Pipedrive's: that would read as cleared.
-    """
-    entries = [value] if isinstance(value, str) else value or []
-    if not isinstance(entries, list):
-        return {}
-    ways = [entry if isinstance(entry, dict) else {"value": entry} for entry in entries]
-    if not all(isinstance(way.get("value"), str | None) for way in ways):
-        return {}
-    ways = [way for way in ways if way.get("value")]  # an empty line of the form is no way
-    first = next((way for way in ways if way.get("primary") is True), ways[0] if ways else {"value": ""})
-    labelled = {
-        f"{name}_{label}": next((way["value"] for way in ways if way.get("label") == label), "")
-        for label in LABELS
-    }
-    return {name: first["value"], f"{name}s": [way["value"] for way in ways], **labelled}
-
-
-def _custom(name: str, custom: Any) -> dict[str, Value]:
-    """Return one custom field. Options come as ids: their labels are not in the webhook."""
-    if not isinstance(custom, dict):
-        return {name: custom}
-    rest = {part: value for part, value in custom.items() if part != "type"}
-    if isinstance(rest.get("values"), list):
-        chosen = [option.get("id") for option in rest["values"] if isinstance(option, dict)]
-        return {name: [one for one in chosen if isinstance(one, str | int)]}
-    main = next((part for part in ("value", "id", "from") if part in rest), None)
-    fields: dict[str, Value] = {name: rest.pop(main) if main else None}
-    # "<key>_currency", "<key>_until", "<key>_timezone_id", and the parts of an address.
-    return fields | {f"{name}_{part}": value for part, value in rest.items()}
+# --- what the type declares ------------------------------------------------------------------------------
 
 
 def sample(wanted: Sampling) -> bytes:
@@ -287,6 +254,25 @@ def sample(wanted: Sampling) -> bytes:
     return json.dumps({"meta": meta, "data": person, "previous": previous}, separators=(",", ":")).encode()
 
 
+def _lister(name: str, settings: Settings) -> pipedrive_api.PersonLister | None:
+    if settings.token is None:
+        return None
+    return pipedrive_api.PersonLister(pipedrive_api.caller(name, settings.token))
+
+
+def _writer(name: str, settings: Settings) -> pipedrive_api.PersonWriter | None:
+    if settings.token is None:
+        return None
+    return pipedrive_api.PersonWriter(pipedrive_api.caller(name, settings.token))
+
+
+def _registrar(name: str, settings: Settings) -> pipedrive_api.WebhookRegistrar | None:
+    if settings.token is None:
+        return None
+    login = settings.credentials[0]
+    return pipedrive_api.WebhookRegistrar(pipedrive_api.caller(name, settings.token), login.user, login.password)
+
+
 SOURCE = SourceType(
     name="pipedrive",
     title="Pipedrive",
@@ -311,6 +297,13 @@ SOURCE = SourceType(
         "action `*`, event object `person`, version 2, as endpoint the URL that `bridge url {name}` prints, "
         "and user and password of `credentials` under *HTTP Auth*.",
         "Choose as *user* somebody who sees every person: the webhook tells only what that user may see.",
+        "With `token`, the command `bridge register {name}` does the second step, as the user whose token it is "
+        "(*Personal preferences → API*).",
     ),
     manual="https://pipedrive.readme.io/docs/guide-for-webhooks-v2",
+    read_limit=pipedrive_api.READ_LIMIT,
+    read_base_url=lambda settings: str(settings.api_base),
+    lister=_lister,
+    registrar=_registrar,
+    writer=_writer,
 )
