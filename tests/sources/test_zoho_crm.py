@@ -41,7 +41,7 @@ def with_(**more: Any) -> ZohoCrm:
 
 
 CRM = with_()
-READING = with_(client_id="1000.x", client_secret=Secret("s"), refresh_token=Secret("r"))
+READING = with_(client_id=Secret("1000.x"), client_secret=Secret("s"), refresh_token=Secret("r"))
 
 
 def request(body: bytes | Mapping[str, Any], **headers: str) -> InboundRequest:
@@ -147,7 +147,7 @@ def test_garbage_without_a_secret_is_refused_and_nothing_else(body: bytes) -> No
         ({"header": "Content-Type"}, "header: "),
         ({"header": "a b"}, "header: "),
         ({"module": "Contacts?x"}, "module: "),
-        ({"client_id": "1000.x"}, "refresh_token: "),
+        ({"client_id": Secret("1000.x")}, "refresh_token: "),
         ({"accounts_base": "accounts.zoho.eu"}, "accounts_base: "),
         ({"accounts_base": "http://accounts.zoho.eu"}, "accounts_base: "),
     ],
@@ -258,7 +258,7 @@ class World:
             (Secret(KEY), Secret(OLD)),
             **{
                 "channel_id": CHANNEL,
-                "client_id": fake.client_id,
+                "client_id": Secret(fake.client_id),
                 "client_secret": Secret(fake.client_secret),
                 "refresh_token": Secret(fake.refresh_token),
                 "accounts_base": url,
@@ -597,7 +597,7 @@ def test_a_notification_becomes_a_contact_on_four_platforms(tmp_path: Path) -> N
         section = f"""[sources.shop]
 type = "zoho_crm"
 secrets = ["$SHOP_SECRET"]
-client_id = "{fake.client_id}"
+client_id = "$ZOHO_CLIENT_ID"
 client_secret = "$ZOHO_CLIENT_SECRET"
 refresh_token = "$ZOHO_REFRESH_TOKEN"
 accounts_base = "{url}"
@@ -611,6 +611,7 @@ api_base = "{url}"
         path.write_text(f"{head}{section}[targets.marketing]{targets}")
         environ = {
             **platforms.environ,
+            "ZOHO_CLIENT_ID": fake.client_id,
             "ZOHO_CLIENT_SECRET": fake.client_secret,
             "ZOHO_REFRESH_TOKEN": fake.refresh_token,
         }

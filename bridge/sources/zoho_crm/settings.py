@@ -36,8 +36,9 @@ class Settings:
     module: str = field(
         default="Contacts", metadata={"help": "the API name of the module whose records are the contacts"}
     )
-    client_id: str = field(
-        default="", metadata={"help": "of the OAuth client, from api-console.zoho.com: contacts can then be read"}
+    client_id: Secret | None = field(
+        default=None,
+        metadata={"help": "of the OAuth client, from api-console.zoho.com: contacts can then be read"},
     )
     client_secret: Secret | None = field(default=None, metadata={"help": "of the OAuth client"})
     refresh_token: Secret | None = field(
@@ -57,14 +58,14 @@ class Settings:
 
     @property
     def can_call(self) -> bool:
-        return bool(self.client_id.strip() and _shown(self.client_secret) and _shown(self.refresh_token))
+        return all(map(_shown, (self.client_id, self.client_secret, self.refresh_token)))
 
     @property
     def form(self) -> Mapping[str, str]:
         """What an access token is asked for with."""
         return {
             "grant_type": "refresh_token",
-            "client_id": self.client_id.strip(),
+            "client_id": _shown(self.client_id),
             "client_secret": _shown(self.client_secret),
             "refresh_token": _shown(self.refresh_token),
         }
