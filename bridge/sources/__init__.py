@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from bridge.sources import (
     activecampaign,
+    close,
     form_scheme,
     hmac_scheme,
     hubspot,
     json_scheme,
     pipedrive,
+    salesforce,
     standard_webhooks,
+    zendesk,
     zoho_crm,
 )
 
@@ -17,8 +20,11 @@ SOURCES = {
     source.name: source
     for source in (
         activecampaign.SOURCE,
+        close.SOURCE,
         hubspot.SOURCE,
         pipedrive.SOURCE,
+        salesforce.SOURCE,
+        zendesk.SOURCE,
         zoho_crm.SOURCE,
         standard_webhooks.SOURCE,
         hmac_scheme.SOURCE,
