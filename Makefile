@@ -6,7 +6,7 @@ TESTERS = $(shell $(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)'
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types bench screenshots lock clean
+.PHONY: help demo test check format lint types bench screenshots tables lock clean
 
 help:  ## show these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ screenshots: .venv/dev  ## take the pictures in docs/images from the demo (needs
 # The locks name no index host, so that they work behind any mirror.
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --no-annotate --upgrade
+tables: .venv/dev  ## write the tables of the docs that follow from what sources declare
+	@PYTHONPATH=. $(BIN)/python docs/tables.py
+	@$(BIN)/python -m bridge.config.schema > docs/bridge.schema.json
+
 lock: .venv/dev  ## pin the newest versions of what requirements*.in name
 	@$(UV_COMPILE) requirements.in --output-file requirements.txt
 	@$(UV_COMPILE) requirements-dev.in --output-file requirements-dev.txt

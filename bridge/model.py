@@ -322,6 +322,7 @@ class AuditEntry:
 # --- catching up with a CRM's list -----------------------------------------------------------------------
 
 BACKFILL, RECONCILE = "backfill", "reconcile"
+REGISTRATION = "registration"  # kept beside them: *since* is when it ends, *due_at* when it is renewed
 SHARE = 0.2  # of the contacts looked at that may be changed at a target before somebody is asked
 
 
@@ -342,7 +343,7 @@ class CatchUp:
     """How far a list was gone through. There is one of each kind for a source: the newest, by its *run*."""
 
     source: str
-    kind: str  # BACKFILL or RECONCILE
+    kind: str  # BACKFILL or RECONCILE; or REGISTRATION
     run: str
     started_at: datetime
     updated_at: datetime

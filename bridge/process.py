@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from bridge import config as configuration
 from bridge import log, telemetry
-from bridge.config import Config, Environment
+from bridge.config import Config, Environment, SourceConnection
 from bridge.database import Database, SqliteDatabase, database_of
 from bridge.engine.bell import Ringer
 from bridge.errors import BridgeError, ConfigError, Problem
@@ -203,7 +203,35 @@ def run_worker(loaded: Loaded, *, patient: bool = False) -> int:
         closing(telemetry.start()) as spans,
         database.working(store, patient=patient) as engine,
     ):
-        return _work(Worker(loaded.config, store, engine, clock=store.clock, spans=spans), database.bell())
+        address = address_of(loaded.config, loaded.environment, store)
+        worker = Worker(loaded.config, store, engine, clock=store.clock, spans=spans, address=address)
+        return _work(worker, database.bell())
+
+
+def address_of(config: Config, environment: Environment, store: Store) -> Callable[[SourceConnection], str]:
+    """Return a function that gives the URL which a source's CRM is to call, with its token where it needs one.
+
+    It raises `ConfigError` where a token is needed and nothing to sign it with is set.
+    """
+
+    def address(connection: SourceConnection) -> str:
+        from bridge.web import tokens  # the worker process does without it as long as nothing is registered anew
+
+        url = f"{config.bridge.public_url.rstrip('/')}/hooks/{connection.name}"
+        if not connection.needs_token:
+            return url
+        if not environment.secret_key:
+            raise ConfigError(NO_SECRET_KEY)
+        return f"{url}/{tokens.lasting_token(environment.secret_key, connection.name, store)}"
+
+    return address
+
+
+NO_SECRET_KEY = Problem(
+    "SECRET_KEY",
+    "it is not set, and tokens are signed with it",
+    "set it to a long random text, such as the output of: openssl rand -hex 32",
+)
 
 
 def _work(worker: Worker, bell: Ringer) -> int:

@@ -31,6 +31,7 @@ LONGEST_NAP_S = 2.0  # waiting for the quota within a push; longer waits end the
 SWEEP_S = 5.0  # how late what is due can be when its wake was lost
 BEAT_S = 10.0
 PRUNE_S = 3600.0
+RENEW_S = 600.0  # how late a registration can be renewed
 RECONCILE_S = 60.0  # how late a reconciliation can begin
 TIDY_S = 5.0
 FIRST_PAUSE_S = 1.0  # after a beat failed, doubled each time
@@ -51,6 +52,7 @@ class Worker:
     clock: Callable[[], datetime] = utc_now
     spans: telemetry.Spans = field(default_factory=telemetry.Spans)
     gather_s: float = GATHER_S
+    address: pipeline.registering.Address | None = None  # of a source's hook; None: nothing is registered anew
 
     def __post_init__(self) -> None:
         self._tickets: dict[str, Ticket] = {}
@@ -107,6 +109,7 @@ class Worker:
             Chore("sweep", SWEEP_S, sweep),
             Chore("tidy", TIDY_S, lambda: self.store.tidy(self.clock())),
             Chore("reconcile", RECONCILE_S, self._reconcile),
+            Chore("renew", RENEW_S, self._renew),
             Chore("prune", PRUNE_S, lambda: self.prune() > 0),
         ]
 
@@ -257,6 +260,16 @@ class Worker:
         for connection in self.config.sources.values():
             if connection.lister() is not None and connection.reconcile_s:
                 pipeline.catching_up.reconcile(connection, self.store, self.clock())
+        return False
+
+    def _renew(self) -> bool:
+        """Register once more at CRMs whose registrations end, where it is time."""
+        for connection in self.config.sources.values():
+            if self.address is not None and (registrar := connection.registrar()) is not None:
+                routes, api = self.config.routes_of(connection.name), self._crm(connection)
+                pipeline.registering.renew(
+                    connection, registrar, self.store, api, self.address, routes, self.clock()
+                )
         return False
 
     def _reader(self, connection: SourceConnection) -> Callable[[], Api] | None:

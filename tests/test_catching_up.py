@@ -148,12 +148,8 @@ def test_what_comes_live_meanwhile_is_not_kept_waiting(bench: Bench, people: Lis
     for lane in range(2):
         bench.worker.run(f"deliver:marketing:{lane}")
     pushed = bench.store.audit_page(Filter(target="marketing", kind="delivery"), None, 200).items
-    of_its_lane = [
-        one.source_id
-        for one in reversed(pushed)
-        if one.attempt and lane_of(one.source_id or "") == lane_of("84099")
-    ]
-    assert of_its_lane[0] == "84099", "what the list had told of waits behind it"
+    ids = [one.source_id or "" for one in reversed(pushed) if one.attempt]
+    assert next(one for one in ids if lane_of(one) == lane_of("84099")) == "84099", "what was listed waits"
 
 
 def test_somebody_is_asked_before_too_many_are_changed(bench: Bench, people: List, platforms: Platforms) -> None:

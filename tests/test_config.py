@@ -6,16 +6,17 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 
+from bridge import declared
 from bridge.config import Config, Environment, find, load
 from bridge.config.lines import line_of, lines
-from bridge.config.model import BridgeSettings, FieldSettings, RouteSettings, TargetLimits
+from bridge.config.model import BridgeSettings, FieldSettings, RouteSettings, SourceHabits, TargetLimits
 from bridge.config.schema import as_text, json_schema
 from bridge.errors import ConfigError, Problem
 from bridge.expressions import CONTACT_FILTERS, Expression
@@ -803,19 +804,13 @@ def test_the_schema_allows_what_is_right_and_not_what_is_wrong() -> None:
         assert not allows(schema, wrong, schema["$defs"]), path
 
 
-def keys_of(shape: type[Any], prefix: str = "") -> Iterator[str]:
-    """Yield the keys of a section, with those of the tables in it: ``signature.header``."""
-    hints = get_type_hints(shape)
-    for one in fields(shape):
-        yield prefix + one.name
-        hint = hints[one.name]
-        for part in (hint, *get_args(hint)):
-            if isinstance(part, type) and is_dataclass(part) and part is not Secret:
-                yield from keys_of(part, f"{prefix}{one.name}.")
+def keys_of(shape: type[Any]) -> Iterator[str]:
+    return (key.name for key in declared.keys_of(shape))
 
 
 SECTIONS: dict[str, list[str]] = {
     "bridge": list(keys_of(BridgeSettings)),
+    "every source": list(keys_of(SourceHabits)),
     "every target": list(keys_of(TargetLimits)),
     "routes": [one.name for one in fields(RouteSettings)],
     "rules": [one.name for one in fields(FieldSettings)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 import shlex
@@ -24,6 +25,12 @@ from bridge.targets import TARGETS
 from bridge.values import BadValue
 from tests.following import DOCS, ROOT, code, name_of, table
 from tests.platforms import open_bench, serve_platforms, signed, webhook
+
+_spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
+assert _spec is not None
+assert _spec.loader is not None
+tables = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tables)
 
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
@@ -88,8 +95,8 @@ def test_every_event_in_the_logs_is_documented_with_its_facts() -> None:
 # Who and what, when and how long: nothing else may be logged. A new fact is added here after a look at its values.
 IDS_AND_COUNTS = {
     "again_in_s", "by", "calls", "changed", "chore", "clean", "code", "count", "duration_ms", "error", "gone",
-    "inbound", "lane", "lanes", "message", "outcome", "owner", "pid", "read_again", "reason", "records", "role",
-    "source", "source_id", "state", "status", "target", "trace",
+    "inbound", "kind", "lane", "lanes", "message", "missed", "outcome", "owner", "pid", "read_again", "reason", "records", "role", "seen",
+    "source", "source_id", "state", "status", "target", "trace", "tries",
 }  # fmt: skip
 
 
@@ -277,3 +284,9 @@ def test_every_page_of_the_menu_and_every_key_is_explained() -> None:
     keys = re.findall(r"<dt>(.+?)</dt><dd>(.+?)</dd>", frame)
     shown = [(re.findall(r"<kbd>(.+?)</kbd>", names), what) for names, what in keys]
     assert [(re.findall(r"`(.+?)`", names), what) for names, what in table(DOCS / "pages.md", "keys")] == shown
+
+
+@pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_tables_say_what_sources_declare(path: Path) -> None:
+    page = path.read_text("utf-8")
+    assert tables.renewed(page) == page, "run: make tables"

@@ -25,12 +25,18 @@ class Entry:
 COMMANDS = {
     "demo": Entry("demo", "demo", "Show bridge at work on this machine, with made-up platforms."),
     "init": Entry("setup", "init", "Write a bridge.toml to start from."),
+    "sources": Entry("types", "sources", "List the types of sources, what each can do, and its keys."),
+    "targets": Entry("types", "targets", "List the types of targets, what each can do, and its keys."),
     "check": Entry("setup", "check", "Check the configuration and report every problem at once."),
     "serve": Entry("run", "serve", "Run web and worker together."),
     "web": Entry("run", "web", "Run only the web process, which receives webhooks."),
     "worker": Entry("run", "worker", "Run only the worker process, which delivers contacts."),
     "migrate": Entry("run", "migrate", "Bring the database up to date."),
     "copy": Entry("copying", "copy", "Move an installation from SQLite to an empty PostgreSQL database."),
+    "register": Entry("registering", "register", "Create or update the webhook subscriptions of a source's CRM."),
+    "backfill": Entry(
+        "catching_up", "backfill", "Read every contact of a source's CRM, and bring all targets up to date."
+    ),
     "url": Entry("send", "url", "Show the URL that a source's CRM is to call."),
     "send": Entry("send", "send", "Sign a webhook as the CRM would and post it to a running bridge."),
     "try": Entry("send", "dry_run", "Show what each target would get of a webhook, and why; nothing is sent."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bridge.cli import FAILED, options, output, recordings
-from bridge.errors import ConfigError, Problem
+from bridge.errors import ConfigError
 from bridge.model import InboundRequest, utc_now
 from bridge.sources.recording import of_body
 
@@ -80,13 +80,9 @@ def _new_token(environment: Environment, store: Store, source: str) -> str:
 def _secret_key(environment: Environment) -> str:
     if key := environment.secret_key:
         return key
-    raise ConfigError(
-        Problem(
-            "SECRET_KEY",
-            "it is not set, and tokens are signed with it",
-            "set it to a long random text, such as the output of: openssl rand -hex 32",
-        )
-    )
+    from bridge.process import NO_SECRET_KEY
+
+    raise ConfigError(NO_SECRET_KEY)
 
 
 # --- send --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 import pydantic
 
-from bridge.config.model import BridgeSettings, FieldSettings, RouteSettings, TargetLimits
+from bridge.config.model import BridgeSettings, FieldSettings, RouteSettings, SourceHabits, TargetLimits
 from bridge.sources import SOURCES
 from bridge.sources.base import SourceType
 from bridge.targets import TARGETS
@@ -34,7 +34,9 @@ def json_schema(sources: Mapping[str, SourceType] = SOURCES, targets: Mapping[st
         "additionalProperties": False,
         "properties": {
             "bridge": _section(BridgeSettings),
-            "sources": _connections({name: _typed(name, one.settings) for name, one in sources.items()}),
+            "sources": _connections(
+                {name: _typed(name, one.settings, SourceHabits) for name, one in sources.items()}
+            ),
             "targets": _connections(
                 {name: _typed(name, one.settings, TargetLimits) for name, one in targets.items()}
             ),

@@ -59,7 +59,7 @@ def step(
     try:
         page = lister.page(api, fields_of(routes), progress.after, progress.since)
     except SourceUnavailable as error:
-        log.event("source.unreadable", level="warning", source=connection.name, kind=progress.kind)
+        log.event("catch_up.waits", level="warning", source=connection.name, kind=progress.kind)
         later = catch_up.failed(progress, str(error), error.retry_after_s, now)
         return store.commit(ticket, Decision(catch_up=later), now)
     looked = look(routes, store, connection.name, page.records, now, reconcile=progress.since is not None)
@@ -79,7 +79,7 @@ def step(
         effects=catch_up.added(progress.effects, looked.effects),
     )
     if progress.kind == BACKFILL and (why := catch_up.why_asked(after)):
-        log.event("catch_up.asking", level="warning", source=connection.name, seen=after.seen)
+        log.event("catch_up.asks", level="warning", source=connection.name, kind=after.kind, seen=after.seen)
         return store.commit(ticket, Decision(catch_up=catch_up.asked(progress, why, now)), now)
     if ended:
         log.event("catch_up.done", source=connection.name, kind=after.kind, seen=after.seen, missed=after.missed)

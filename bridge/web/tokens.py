@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 
 from itsdangerous import BadData, URLSafeSerializer
 
@@ -37,6 +38,16 @@ def read_token(secret_key: str, source: str, token: str) -> str | None:
             return token_id
         case _:
             return None
+
+
+def lasting_token(secret_key: str, source: str, store: Store) -> str:
+    """Return a token of *source* that is the same each time, as long as it is not revoked."""
+    numbers = count(1)
+    while True:
+        token_id = f"registered-{next(numbers)}"
+        store.add_token(source, token_id, store.clock())  # unless it is there already, revoked perhaps
+        if store.token_live(source, token_id):
+            return make_token(secret_key, source, token_id)
 
 
 def new_token_id() -> str:

@@ -23,7 +23,7 @@ def start(db: Db, begun: CatchUp) -> bool:
     if current is not None and current.state in {Progress.RUNNING, Progress.ASKING}:
         return False
     _save(db, begun)
-    if begun.due_at is not None:
+    if begun.state is Progress.RUNNING and begun.due_at is not None:
         db.execute("INSERT INTO source_state (source) VALUES (?) ON CONFLICT DO NOTHING", (begun.source,))
         db.make_due(process_lane(begun.source), begun.due_at)
     return True
