@@ -288,6 +288,16 @@ def test_a_scheme_that_proves_nothing_is_refused(scheme: dict[str, Any], said: s
         Scheme(**{"header": "x-signature", **scheme})
 
 
+def test_only_a_sender_that_repeats_for_days_is_believed_for_more_than_one() -> None:
+    day_s = 86_400
+    for lasting, longest_s in ((False, day_s), (True, 4 * day_s)):
+        stamp = Stamp("x-at", past_s=longest_s, lasting=lasting)
+        assert Scheme("x-signature", ("body", "timestamp"), stamp=stamp).stamp == stamp
+        for wrong in ({"past_s": longest_s + 1}, {"future_s": longest_s + 1}, {"past_s": float("nan")}):
+            with pytest.raises(ValueError, match="tolerance"):
+                Scheme("x-signature", ("body", "timestamp"), stamp=replace(stamp, **wrong))
+
+
 # --- any scheme ------------------------------------------------------------------------------------------
 
 CREDENTIALS = {
