@@ -493,6 +493,8 @@ def test_the_channel_is_created_once_and_renewed_before_it_ends(lapsed: str, eve
         made = one.account.register(one.api, URL, ["Email"], one.clock())
         assert made.done == [f"The channel {CHANNEL} for Contacts was created."]
         assert made.secrets == {}
+        kept = json.dumps([[call.request_body, call.response_body] for call in one.api.exchanges])
+        assert not [secret for secret in (KEY, URL, one.fake.tokens[0]) if secret in kept]
         assert made.expires_at is not None
         assert timedelta(days=6, hours=20) < made.expires_at - START <= timedelta(days=7)
         channel = one.fake.channels[CHANNEL]

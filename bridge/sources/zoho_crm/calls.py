@@ -16,6 +16,7 @@ from bridge.model import RecordKey, Value, Version
 from bridge.outbound import Api, Reply
 from bridge.sources.base import BatchUnreadable, Listed, Read, Registration
 from bridge.sources.calling import Caller, list_of, object_of, parts_of, place_of
+from bridge.sources.discreet import discreetly
 from bridge.sources.oauth import AccessTokens
 from bridge.sources.reading import Unclear, moment, record_id, text_or_none
 from bridge.sources.zoho_crm.settings import NAME, Settings
@@ -165,6 +166,10 @@ class Account:
 
         https://www.zoho.com/crm/developer/docs/api/v8/notifications/enable.html
         """
+        with discreetly(api):
+            return self._register(api, url, now)
+
+    def _register(self, api: Api, url: str, now: datetime) -> Registration:
         entries = self._channel(api)
         if any(entry.get("notify_url") != url for entry in entries):
             raise SourceUnavailable(
@@ -198,7 +203,8 @@ class Account:
 
     def remove(self, api: Api, url: str) -> Sequence[str]:
         """See `Registrar.remove`."""
-        entries = self._channel(api)
+        with discreetly(api):
+            entries = self._channel(api)
         if not entries or any(entry.get("notify_url") != url for entry in entries):
             return []
         reply = self.caller.call(
