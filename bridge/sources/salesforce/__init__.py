@@ -36,7 +36,7 @@ from bridge.sources.sampling import SAMPLE_ID, Sampling, made_up
 
 CONTACT = "Contact"
 READ_LIMIT = 200  # of the 2,000 that one call takes; an answer must fit into 4 MiB
-LOGIN = "https://login.salesforce.com"
+LOGIN = "https://login.salesforce.com"  # where there is nothing to be read, and nothing is called
 NO_ORGANIZATION = "It does not say which Salesforce organization it is from."
 OTHER_ORGANIZATION = "It is from another Salesforce organization than the configured organization_id."
 GONE = "The record was deleted before Salesforce sent the message: it holds no data."
@@ -71,7 +71,8 @@ class Salesforce:
         self._settings = settings
         check(settings)
         self._organization = organization(settings.organization_id)
-        self._secrets = tuple(secret.reveal().strip().encode() for secret in settings.secrets)
+        shown = settings.callouts.secrets if settings.callouts else ()
+        self._secrets = tuple(secret.reveal().strip().encode() for secret in shown)
         self._contacts = contacts_of(name, settings)
 
     # --- verifying ---------------------------------------------------------------------------------------
@@ -85,8 +86,8 @@ class Salesforce:
             allowed = [subject.encode() for subject in certificate.subjects]
             _shown(request.headers, certificate.header, allowed, "client certificate")
         index = 0
-        if self._secrets:
-            index = _shown(request.headers, self._settings.secret_header, self._secrets, "secret")
+        if (callouts := self._settings.callouts) is not None:
+            index = _shown(request.headers, callouts.header, self._secrets, "secret")
         return Genuine(Verified(replace(request, body=redacted(request.body))), index)
 
     def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
@@ -95,8 +96,8 @@ class Salesforce:
             headers |= {"content-type": "text/xml; charset=UTF-8", "soapaction": '""'}
         if (certificate := self._settings.client_certificate) is not None:
             headers[certificate.header.lower()] = certificate.subjects[0]
-        if self._secrets:
-            headers[self._settings.secret_header.lower()] = self._secrets[0].decode()
+        if (callouts := self._settings.callouts) is not None:
+            headers[callouts.header.lower()] = self._secrets[0].decode()
         return replace(request, headers=headers)
 
     # --- parsing -----------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ SOURCE = SourceType(
     kept_headers=KEPT_HEADERS,
     proof=Proof.URL,
     read_limit=READ_LIMIT,
-    read_base_url=lambda settings: str(settings.instance_url or LOGIN),
+    read_base_url=lambda settings: str(settings.app.instance_url if settings.app else LOGIN),
     # Custom fields end in __c, and everything may have any name.
     known_field=lambda name: FIELD.fullmatch(name) is not None,
     known_fields=KNOWN_FIELDS,
@@ -309,7 +310,7 @@ SOURCE = SourceType(
         "Manager* and create an app with the OAuth scope *Manage user data via APIs (api)* and the *Client "
         "Credentials Flow*, run as a user who sees every contact. Copy its consumer key and secret into "
         "`client_id` and `client_secret`, and the address under *Setup → Company Settings → My Domain*, with "
-        "`https://`, into `instance_url`. Start bridge again.",
+        "`https://`, into `instance_url`, all of the section `app`. Start bridge again.",
     ),
     manual="https://developer.salesforce.com/docs/atlas.en-us.api.meta/api/sforce_api_om_outboundmessaging_setting_up.htm",
 )

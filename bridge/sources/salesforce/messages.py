@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 from xml.etree.ElementTree import ParseError
 
 from defusedxml import DefusedXmlException
@@ -73,7 +74,7 @@ def read_message(body: bytes) -> Message:
     """
     envelope = _parsed(body)
     content = _inside(_inside(envelope, SOAP, "Body"), OUTBOUND, "notifications")
-    if envelope is None or envelope.tag != f"{{{SOAP}}}Envelope" or content is None:
+    if content is None or envelope.tag != f"{{{SOAP}}}Envelope":
         raise BadPayload("The body is no Outbound Message of Salesforce.")
     return Message(
         _text(_inside(content, OUTBOUND, "OrganizationId")),
@@ -135,7 +136,7 @@ def _parsed(body: bytes) -> _Element:
     try:
         body.decode("utf-8")
         parser.feed(body)
-        found: _Element = parser.close()
+        found: Any = parser.close()
     except UnicodeDecodeError as error:
         raise BadPayload("The body is not UTF-8 text.") from error
     except DefusedXmlException as error:
@@ -144,6 +145,8 @@ def _parsed(body: bytes) -> _Element:
         raise BadPayload("The body is nested too deeply.") from error
     except (ParseError, ValueError, IndexError) as error:
         raise BadPayload("The body is not XML that bridge can read.") from error
+    if not isinstance(found, _Element):
+        raise BadPayload("The body is not XML that bridge can read.")
     return found
 
 

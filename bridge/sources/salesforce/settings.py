@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from bridge.errors import Complaints
@@ -18,11 +19,52 @@ KEPT_HEADERS = ("content-type", "user-agent")
 
 
 @dataclass(frozen=True, slots=True)
+class Callouts:
+    """What the callouts of flows show beside the URL."""
+
+    secrets: tuple[Secret, ...] = field(
+        metadata={
+            "help": "what each request shows in the header; new first, old next. Outbound messages cannot show "
+            "any, so they are refused then"
+        }
+    )
+    header: str = field(default="X-Bridge-Secret", metadata={"help": "the header in which it is shown"})
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """What a proxy says of the client certificate that Salesforce showed to it."""
 
-    header: str = field(metadata={"help": "the header that the proxy sets, over whatever came in", "example": ""})
-    subjects: tuple[str, ...] = field(metadata={"help": "what it may hold, letter by letter", "example": []})
+    header: str = field(
+        metadata={
+            "help": "the header that the proxy sets, over whatever came in by that name",
+            "example": "X-Client-Subject",
+        }
+    )
+    subjects: tuple[str, ...] = field(
+        metadata={"help": "what it may hold, letter by letter", "example": ["CN=salesforce.example.com"]}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """An app of the organization, whose user may see contacts."""
+
+    instance_url: str = field(
+        metadata={
+            "help": "where contacts are read: the organization's My Domain URL",
+            "example": "https://example.my.salesforce.com",
+        }
+    )
+    client_id: Secret = field(metadata={"help": "the app's consumer key"})
+    client_secret: Secret | None = field(default=None, metadata={"help": "the app's consumer secret"})
+    refresh_token: Secret | None = field(
+        default=None, metadata={"help": "where the app has one; without it the client credentials flow is used"}
+    )
+    login_url: str = field(
+        default="", metadata={"help": "where access tokens are given out; default: the instance_url"}
+    )
+    api_version: str = field(default="v63.0", metadata={"help": "the version of the REST API"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +81,9 @@ class Settings:
             "cleared; without this list it says nothing"
         },
     )
-    secrets: tuple[Secret, ...] = field(
-        default=(),
-        metadata={
-            "help": "what a flow's callouts show in secret_header; new first, old next. Outbound messages cannot "
-            "show any, so they are refused then",
-        },
-    )
-    secret_header: str = field(
-        default="X-Bridge-Secret", metadata={"help": "the header in which callouts show one of the secrets"}
+    app: App | None = field(default=None, metadata={"help": "an app that reads contacts whole; default: none do"})
+    callouts: Callouts | None = field(
+        default=None, metadata={"help": "only where flows call and no outbound messages: what they show"}
     )
     client_certificate: Certificate | None = field(
         default=None,
@@ -55,20 +91,6 @@ class Settings:
             "help": "only where a proxy of yours checks Salesforce's client certificate and says whose it is"
         },
     )
-    instance_url: str = field(
-        default="", metadata={"help": "where contacts are read: the organization's My Domain URL"}
-    )
-    login_url: str = field(
-        default="", metadata={"help": "where access tokens are given out; default: the instance_url"}
-    )
-    client_id: str = field(
-        default="", metadata={"help": "the consumer key of an app that may read contacts; default: none are read"}
-    )
-    client_secret: Secret | None = field(default=None, metadata={"help": "the app's consumer secret"})
-    refresh_token: Secret | None = field(
-        default=None, metadata={"help": "where the app has one; without it the client credentials flow is used"}
-    )
-    api_version: str = field(default="v63.0", metadata={"help": "the version of the REST API"})
 
 
 # --- checks ----------------------------------------------------------------------------------------------
@@ -98,43 +120,42 @@ def check(settings: Settings) -> None:
     with Complaints() as complaints:
         with complaints.look():
             organization(settings.organization_id)
-        for said in [*_wrong_with(settings), *_wrong_with_app(settings)]:
+        for said in _wrong_with(settings):
             complaints.unless(False, said)
+        if settings.app is not None:
+            for said in _wrong_with_app(settings.app):
+                complaints.unless(False, f"app.{said}")
 
 
-def _wrong_with(settings: Settings) -> list[str]:
-    """Return what is wrong with how requests prove themselves, "key: what" each."""
-    wrong = []
-    if not all(secret.reveal().strip().isascii() and secret.reveal().strip() for secret in settings.secrets):
-        wrong.append("secrets: one is empty (anyone could show it), or holds characters that no header has")
-    if settings.secrets and not _is_header(settings.secret_header):
-        wrong.append("secret_header: this is no name of a header of its own")
-    certificate = settings.client_certificate
-    if certificate is not None and not (_is_header(certificate.header) and all(certificate.subjects)):
-        wrong.append("client_certificate: it needs the name of a header of its own, and no empty subject")
-    if certificate is not None and not certificate.subjects:
-        wrong.append("client_certificate: at least one subject is needed, or nobody could send")
+def _wrong_with(settings: Settings) -> Iterator[str]:
+    """Yield what is wrong with how requests prove themselves and what is read of them, "key: what" each."""
+    if (callouts := settings.callouts) is not None:
+        secrets = [secret.reveal().strip() for secret in callouts.secrets]
+        if not secrets:
+            yield "callouts.secrets: at least one is needed, or anyone could send"
+        if not all(secret and secret.isascii() and secret.isprintable() for secret in secrets):
+            yield "callouts.secrets: one is empty (anyone could show it), or holds characters that no header has"
+        if not _is_header(callouts.header):
+            yield "callouts.header: this is no name for a header of its own"
+    if (certificate := settings.client_certificate) is not None:
+        if not _is_header(certificate.header):
+            yield "client_certificate.header: this is no name for a header of its own"
+        if not certificate.subjects or not all(one.strip() for one in certificate.subjects):
+            yield "client_certificate.subjects: at least one is needed, and none that is empty"
     if odd := [name for name in settings.selected_fields if not FIELD.fullmatch(name)]:
-        wrong.append(f"selected_fields: '{odd[0]}' is no API name of a field")
-    if not re.fullmatch(r"v[0-9]{2,3}\.0", settings.api_version):
-        wrong.append("api_version: it is written like v63.0")
-    return wrong
+        yield f"selected_fields: '{odd[0]}' is no API name of a field"
 
 
-def _wrong_with_app(settings: Settings) -> list[str]:
-    wrong = []
-    app = bool(settings.client_id or settings.client_secret or settings.refresh_token)
-    if app and not settings.client_id:
-        wrong.append(
-            "client_id: it is missing; leave client_secret and refresh_token out if nothing is to be read"
-        )
-    if app and not {"client_secret", "refresh_token"} & set(_form(replace(settings, client_id="x"))):
-        wrong.append("client_secret: it is missing or empty, and there is no refresh_token")
-    if app and not settings.instance_url:
-        wrong.append("instance_url: contacts are read there, such as https://example.my.salesforce.com")
-    if settings.login_url and not _is_safe(settings.login_url):
-        wrong.append("login_url: it is an address with https://, such as https://login.salesforce.com")
-    return wrong
+def _wrong_with_app(app: App) -> Iterator[str]:
+    if not app.client_id.reveal().strip():
+        yield "client_id: it is empty"
+    if not {"client_secret", "refresh_token"} & set(_form(app)):
+        yield "client_secret: it is missing or empty, and there is no refresh_token"
+    for key, url in (("instance_url", app.instance_url), ("login_url", app.login_url or app.instance_url)):
+        if not _is_safe(url):
+            yield f"{key}: it is an address with https://, such as https://example.my.salesforce.com"
+    if not re.fullmatch(r"v[0-9]{2,3}\.0", app.api_version):
+        yield "api_version: it is written like v63.0"
 
 
 def _is_header(name: str) -> bool:
@@ -156,31 +177,28 @@ def _is_safe(url: str) -> bool:
 
 
 def contacts_of(name: str, settings: Settings) -> Contacts | None:
-    """Return the way to the contacts; None where no credential is configured."""
-    form = _form(settings)
-    if not form or not settings.instance_url:
+    """Return the way to the contacts; None where no app is configured."""
+    if (app := settings.app) is None:
         return None
     tokens = AccessTokens(
         title="Salesforce",
         connection=name,
-        base_url=settings.login_url or settings.instance_url,
+        base_url=app.login_url or app.instance_url,
         path="/services/oauth2/token",
-        form=form,
+        form=_form(app),
     )
     caller = Caller(
         "Salesforce", name, scope="the OAuth scope api, and a user who may see contacts", tokens=tokens
     )
-    return Contacts(name, f"/services/data/{settings.api_version}", caller)
+    return Contacts(name, f"/services/data/{app.api_version}", caller)
 
 
-def _form(settings: Settings) -> dict[str, str]:
-    """Return what a token is asked for with; nothing where no app is configured."""
-    if not settings.client_id:
-        return {}
+def _form(app: App) -> dict[str, str]:
+    """Return what a token is asked for with."""
     given = {
-        "client_id": settings.client_id,
-        "client_secret": settings.client_secret.reveal().strip() if settings.client_secret else "",
-        "refresh_token": settings.refresh_token.reveal().strip() if settings.refresh_token else "",
+        "client_id": app.client_id.reveal().strip(),
+        "client_secret": app.client_secret.reveal().strip() if app.client_secret else "",
+        "refresh_token": app.refresh_token.reveal().strip() if app.refresh_token else "",
     }
     grant = "refresh_token" if given["refresh_token"] else "client_credentials"
     return {"grant_type": grant, **{name: value for name, value in given.items() if value}}
