@@ -139,7 +139,8 @@ def test_a_sample_is_of_nobody_and_makes_no_account_the_one_that_counts(kind: st
     told = parse_body(CONNECTIONS[kind], sample(Sampling(NOW, account="77", reads={"email", "email_optout", "x"})))
     assert {change.account for event in told for change in event.changes} <= {None, "77"}
     fields = {name for event in told for change in event.changes for name in change.fields}
-    assert "email" in fields
+    # Some say only who it was, and are read.
+    assert "email" in fields or all(change.thin for event in told for change in event.changes)
     assert not fields & {"email_optout", "x"}, "consent and what says nothing are not made up"
 
 
@@ -251,7 +252,10 @@ def test_a_moment_far_ahead_counts_as_that_of_receipt(kind: str) -> None:
     sample = SOURCES[kind].sample
     assert sample is not None
     for ahead, expected in ((timedelta(minutes=4), NOW + timedelta(minutes=4)), (timedelta(days=9), NOW)):
-        assert one_change(CONNECTIONS[kind], sample(Sampling(NOW + ahead))).version.occurred_at == expected
+        body = sample(Sampling(NOW + ahead))
+        if body == sample(Sampling(NOW)):  # it does not say when
+            expected = NOW
+        assert one_change(CONNECTIONS[kind], body).version.occurred_at == expected
 
 
 @types
