@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -20,20 +21,21 @@ from bridge.sources.sampling import Sampling
 from tests.sources.kit import BASE_URL, NOW, connection, connection_of, only, parse_body, vectors
 
 BASE = "https://acme.api-us1.com"
-AT = "2026-09-21T09:13:20-05:00"
+AT, LATER = "2026-09-21T09:13:20-05:00", "2026-09-21T09:13:21-05:00"
 PLAIN = ActiveCampaign("crm", Settings(BASE))
 few = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 
 
-def event(received_at: datetime = NOW, source: ActiveCampaign = PLAIN, **pairs: str) -> Event:
-    """Return the event of a form; in the names of *pairs* ``__`` stands for brackets."""
-    form = {"type": "update", "date_time": AT, "contact__id": "42"} | pairs
-    named = {name.replace("__", "[", 1) + "]" * ("__" in name): text for name, text in form.items()}
-    return only(source, urlencode(named).encode(), received_at)
+def event(
+    pairs: Mapping[str, str] | None = None, received_at: datetime = NOW, source: ActiveCampaign = PLAIN
+) -> Event:
+    """Return the event of an update, or of what *pairs* make of it."""
+    form = {"type": "update", "date_time": AT, "contact[id]": "42", **(pairs or {})}
+    return only(source, urlencode(form).encode(), received_at)
 
 
-def change(received_at: datetime = NOW, **pairs: str) -> Change:
-    (found,) = event(received_at, **pairs).changes
+def change(pairs: Mapping[str, str] | None = None, received_at: datetime = NOW) -> Change:
+    (found,) = event(pairs, received_at).changes
     return found
 
 
@@ -133,40 +135,41 @@ def test_what_is_said_of_lists(word: str, pairs: dict[str, str], expected: dict[
 
 @pytest.mark.parametrize("listed", ["a, b", "a"])
 def test_tags_are_those_after_the_event_however_they_are_listed(listed: str) -> None:
-    added = change(type="contact_tag_added", contact__tags=listed, tag="b").fields["tags"]
-    removed = change(type="contact_tag_removed", contact__tags=listed, tag="b").fields["tags"]
+    added = change({"type": "contact_tag_added", "contact[tags]": listed, "tag": "b"}).fields["tags"]
+    removed = change({"type": "contact_tag_removed", "contact[tags]": listed, "tag": "b"}).fields["tags"]
     assert (added, removed) == (["a", "b"], ["a"])
 
 
 def test_each_event_has_a_key_of_its_own() -> None:
     first = event().key
-    assert event(NOW + timedelta(hours=1)).key == first
-    others = [event(**one).key for one in ({"contact__id": "43"}, {"list": "3"}, {"contact__email": "x"})]
-    others += [event(type="subscribe").key, event(date_time="2026-09-21T09:13:21-05:00").key]
+    assert event(None, NOW + timedelta(hours=1)).key == first
+    others = [event({name: "3"}).key for name in ("contact[id]", "list", "contact[email]")]
+    others += [event({"type": "subscribe"}).key, event({"date_time": LATER}).key]
     assert len({first, *others}) == 6
 
 
 @pytest.mark.parametrize("date_time", ["", "0000-00-00 00:00:00", "2026-09-21 09:13:20", "soon"])
 def test_without_a_usable_time_each_receipt_counts_as_of_then(date_time: str) -> None:
-    first, later = (event(at, date_time=date_time) for at in (NOW, NOW + timedelta(seconds=1)))
+    first, later = (event({"date_time": date_time}, at) for at in (NOW, NOW + timedelta(seconds=1)))
     assert first.key != later.key
     assert (first.changes[0].version.occurred_at, first.changes[0].thin) == (NOW, True)
     assert later.changes[0].version > first.changes[0].version
 
 
 def test_of_two_edits_within_a_second_the_later_to_arrive_counts() -> None:
-    one, other = change(contact__phone="1"), change(NOW + timedelta(milliseconds=5), contact__phone="2")
+    one = change({"contact[phone]": "1"})
+    other = change({"contact[phone]": "2"}, NOW + timedelta(milliseconds=5))
     assert merged(one, other).fields["phone"].value == "2"
     assert merged(other, one) == merged(one, other)
 
 
 def test_of_leaving_and_joining_within_a_second_leaving_counts() -> None:
-    left = change(type="unsubscribe", list="3")
-    joined = change(NOW + timedelta(seconds=1), type="subscribe", list="3", initiated_from="public")
+    left = change({"type": "unsubscribe", "list": "3"})
+    join = {"type": "subscribe", "list": "3", "initiated_from": "public"}
+    joined = change(join, NOW + timedelta(seconds=1))
     for contact in (merged(left, joined), merged(joined, left)):
         assert (contact.fields["status"].value, contact.fields["list_3"].value) == ("unsubscribed",) * 2
-    later = change(type="subscribe", list="3", initiated_from="public", date_time="2026-09-21T09:13:21-05:00")
-    assert merged(later, left).fields["status"].value == "subscribed"
+    assert merged(change({**join, "date_time": LATER}), left).fields["status"].value == "subscribed"
 
 
 def merged(*changes: Change) -> Contact:
@@ -177,23 +180,23 @@ def merged(*changes: Change) -> Contact:
     return contact
 
 
-@pytest.mark.parametrize("name", ["contact__customer_acct_name", "customer_acct_name"])
+@pytest.mark.parametrize("name", ["contact[customer_acct_name]", "customer_acct_name"])
 def test_only_the_configured_account_is_listened_to(name: str) -> None:
     source = ActiveCampaign("crm", Settings(BASE, account="Acme "))
-    assert event(source=source, **{name: "acme"}).changes[0].account == "acme"
-    assert "another ActiveCampaign account" in event(source=source, **{name: "other"}).ignored
+    assert event({name: "acme"}, source=source).changes[0].account == "acme"
+    assert "another ActiveCampaign account" in event({name: "other"}, source=source).ignored
     assert event(source=source).changes[0].account is None
-    assert event(**{name: "other"}).changes[0].account == "other"
+    assert event({name: "other"}).changes[0].account == "other"
 
 
 @pytest.mark.parametrize("contact_id", ["", "0", "-1", "4.2", "x", "4" * 30, "4\x002"])
 def test_an_event_of_nobody_says_so(contact_id: str) -> None:
-    assert event(contact__id=contact_id).unreadable == "It has no usable contact[id]."
+    assert event({"contact[id]": contact_id}).unreadable == "It has no usable contact[id]."
 
 
 def test_numbers_of_contacts_are_one_however_they_are_written() -> None:
-    assert change(contact__id="0042").key == change(contact__id="42").key
-    assert change(contact__id="123456789012345678").key.source_id == "123456789012345678"
+    assert change({"contact[id]": "0042"}).key == change({"contact[id]": "42"}).key
+    assert change({"contact[id]": "123456789012345678"}).key.source_id == "123456789012345678"
 
 
 @pytest.mark.parametrize(
@@ -205,8 +208,8 @@ def test_what_activecampaign_never_sends_is_a_bad_payload(body: bytes) -> None:
 
 
 def test_there_is_no_event_that_deletes() -> None:
-    assert "delete" in event(type="delete").ignored
-    assert {change(type=word).kind for word in ("update", "subscribe", "unsubscribe")} == {
+    assert "delete" in event({"type": "delete"}).ignored
+    assert {change({"type": word}).kind for word in ("update", "subscribe", "unsubscribe")} == {
         Kind.CHANGED,
         Kind.CREATED,
     }

@@ -112,7 +112,8 @@ class Account:
         """
         place = parts_of(after)
         last: int = place.get("id", 0)
-        query = {"order": "id", "order_direction": "ASCENDING", "limit": PAGE, **self._query(api, fields)}
+        query: dict[str, str | int] = {"order": "id", "order_direction": "ASCENDING", "limit": PAGE}
+        query |= self._query(api, fields)
         if since is not None:
             query["since"] = _moment(since - SINCE_OVERLAP)
         offset = max(place.get("seen", 0) - OVERLAP, 0)
