@@ -6,6 +6,7 @@ from bridge.sources import (
     activecampaign,
     close,
     form_scheme,
+    freshsales,
     hmac_scheme,
     hubspot,
     json_scheme,
@@ -36,5 +37,6 @@ SOURCES = {
         hmac_scheme.SOURCE,
         json_scheme.SOURCE,
         form_scheme.SOURCE,
+        freshsales.SOURCE,
     )
 }
