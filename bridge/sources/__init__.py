@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bridge.sources import (
     activecampaign,
+    calendly,
     close,
     form_scheme,
     freshsales,
@@ -16,6 +17,7 @@ from bridge.sources import (
     salesforce,
     shopify,
     standard_webhooks,
+    typeform,
     zendesk,
     zoho_crm,
 )
@@ -24,6 +26,7 @@ SOURCES = {
     source.name: source
     for source in (
         activecampaign.SOURCE,
+        calendly.SOURCE,
         close.SOURCE,
         hubspot.SOURCE,
         keap.SOURCE,
@@ -31,6 +34,7 @@ SOURCES = {
         pipedrive.SOURCE,
         salesforce.SOURCE,
         shopify.SOURCE,
+        typeform.SOURCE,
         zendesk.SOURCE,
         zoho_crm.SOURCE,
         standard_webhooks.SOURCE,
