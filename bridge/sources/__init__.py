@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bridge.sources import (
     activecampaign,
+    attio,
     calendly,
     close,
     form_scheme,
@@ -26,6 +27,7 @@ SOURCES = {
     source.name: source
     for source in (
         activecampaign.SOURCE,
+        attio.SOURCE,
         calendly.SOURCE,
         close.SOURCE,
         hubspot.SOURCE,

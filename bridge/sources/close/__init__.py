@@ -211,7 +211,7 @@ def sample(wanted: Sampling) -> bytes:
         "date_created": at,
         "date_updated": at,
     }
-    event = {
+    event: dict[str, Any] = {
         "id": f"ev_{event_key('event', at)[:22]}",
         "date_created": at,
         "date_updated": at,
