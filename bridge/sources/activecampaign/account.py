@@ -94,12 +94,15 @@ class Account:
         query = [*BESIDE, ("status", -1), ("limit", PAGE), ("orders[id]", "ASC"), ("id_greater", last)]
         if since is not None:
             query.append(("filters[updated_after]", (since - timedelta(days=2)).date().isoformat()))
-        reads, meta = self._contacts(api, query, self._names(api, fields))
+        names = self._names(api, fields)
+        reads, meta = self._contacts(api, query, names)
         ids = [int(read.key.source_id) for read in reads]
         if any(here >= following for here, following in zip([last, *ids], ids, strict=False)):
             raise SourceUnavailable(f"{TITLE} does not list contacts by growing ids, as it was asked to.")
+        # Whoever's lists or custom fields are not there is read alone: nobody may be left out.
+        whole = [self._read_one(api, read.key.source_id, names) if read.problem else read for read in reads]
         return Listed(
-            [read for read in reads if read.fields is not None or read.problem],
+            [read for read in whole if read.fields is not None or read.problem],
             place_of(id=ids[-1]) if ids else None,  # a short page may be the account's own limit
             _count(meta.get("total")) if after is None else None,
         )
