@@ -218,7 +218,7 @@ class SubscriptionRegistrar:
     https://developer.calendly.com/api-docs
     """
 
-    caller: Caller
+    caller: Caller = field(repr=False)
     scope: str
     key: Secret = field(repr=False)
 

@@ -182,7 +182,7 @@ class ContactLister:
     https://developers.hubspot.com/docs/api/crm/search
     """
 
-    caller: Caller
+    caller: Caller = field(repr=False)
 
     def page(self, api: Api, fields: Sequence[str], after: str | None, since: datetime | None) -> Listed:
         """See `Lister.page`."""
@@ -290,7 +290,7 @@ def _milliseconds(at: datetime) -> int:
 class ContactWriter:
     """Sets one property, a single checkbox of the account's own, to ``true``."""
 
-    caller: Caller
+    caller: Caller = field(repr=False)
 
     def opt_out(self, api: Api, source_id: str, name: str) -> None:
         """See `Writer.opt_out`."""

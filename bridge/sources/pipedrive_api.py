@@ -115,7 +115,7 @@ class PersonLister:
     place only that it marks the first person of the next page, and there is no other way to go through them.
     """
 
-    caller: Caller
+    caller: Caller = field(repr=False)
 
     def page(self, api: Api, fields: Sequence[str], after: str | None, since: datetime | None) -> Listed:
         """See `Lister.page`."""
@@ -145,7 +145,7 @@ class PersonLister:
 class PersonWriter:
     """Sets ``marketing_status`` to ``unsubscribed``, or a custom field of text to ``true``."""
 
-    caller: Caller
+    caller: Caller = field(repr=False)
 
     def opt_out(self, api: Api, source_id: str, name: str) -> None:
         """See `Writer.opt_out`."""
@@ -177,7 +177,7 @@ class PersonWriter:
 class WebhookRegistrar:
     """Creates the webhook that tells of everything that happens to persons. It sees what the token's user sees."""
 
-    caller: Caller
+    caller: Caller = field(repr=False)
     user: str
     password: Secret = field(repr=False)
 

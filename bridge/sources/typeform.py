@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from bridge import signing
 from bridge.contact import clamp
-from bridge.errors import BadPayload, Complaints
+from bridge.errors import BadPayload, Complaints, SourceUnavailable
 from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, Version, iso
 from bridge.outbound import Api, segment
 from bridge.sources.base import Genuine, Registration, SourceType, cannot_read
@@ -196,7 +196,7 @@ class FormsRegistrar:
     https://www.typeform.com/developers/webhooks/reference/create-or-update-webhook/
     """
 
-    caller: Caller
+    caller: Caller = field(repr=False)
     forms: tuple[str, ...]
     secret: Secret = field(repr=False)
 
@@ -233,7 +233,10 @@ class FormsRegistrar:
     def _there(self, api: Api, form: str, url: str) -> dict[str, Mapping[str, Any]]:
         """Return a form's webhooks that lead to *url*, by their tags."""
         answer = object_of(self.caller.json(api, "GET", f"/forms/{segment(form)}/webhooks"))
-        webhooks = [object_of(one) for one in list_of(answer.get("items"))]
+        items = answer.get("items")
+        if not isinstance(items, list):
+            raise SourceUnavailable("Typeform's answer is not a list of webhooks.")
+        webhooks = [object_of(one) for one in items]
         return {tag: one for one in webhooks if one.get("url") == url and (tag := text_or_none(one.get("tag")))}
 
     def _wanted(self, url: str) -> dict[str, Any]:
