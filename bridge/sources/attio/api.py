@@ -14,10 +14,10 @@ from typing import Any
 from bridge.errors import SourceUnavailable
 from bridge.model import RecordKey, Secret, Value, Version, iso, utc_now
 from bridge.outbound import Api, Reply, segment
-from bridge.sources.attio.shape import attio_id, fields_of, newest
+from bridge.sources.attio.shape import ALL, attio_id, fields_of, newest
 from bridge.sources.base import BatchUnreadable, Listed, Read, Registration
 from bridge.sources.calling import Caller, list_of, object_of, parts_of, place_of
-from bridge.sources.reading import Unclear, moment
+from bridge.sources.reading import Unclear, moment, short
 
 PAGE = 500
 OVERLAP = 100  # records that are asked for again where a place in the list can only be told by counting
@@ -349,4 +349,8 @@ class AttioWriter:
 
     def opt_out(self, api: Api, source_id: str, name: str) -> None:
         path = f"{self.account.path}/{segment(source_id)}"
-        self.account.caller.call(api, "PATCH", path, json={"data": {"values": {name: [self.value]}}})
+        body = {"data": {"values": {name: [self.value]}}}
+        answer = object_of(object_of(self.account.caller.json(api, "PATCH", path, json=body)).get("data"))
+        held = fields_of(object_of(answer.get("values")), [name + ALL]).get(name + ALL)
+        if not isinstance(held, list) or self.value not in held:
+            raise SourceUnavailable(f"Attio took the opt-out, but '{short(name)}' does not hold it.")

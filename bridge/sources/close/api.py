@@ -363,3 +363,7 @@ class CloseWriter:
             )
         path = f"/api/v1/contact/{segment(source_id)}/"
         self.caller.call(api, "PUT", path, json={name: self.value})
+        # Whether Close refuses a field that it does not know is not said.
+        held = object_of(self.caller.json(api, "GET", path)).get(name)
+        if held != self.value and not (isinstance(held, list) and self.value in held):
+            raise SourceUnavailable(f"Close took the opt-out, but '{short(name)}' does not hold it.")
