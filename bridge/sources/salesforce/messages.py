@@ -182,24 +182,29 @@ def _text(element: _Element | None) -> str:
 
 REDACTED = b"(redacted)"
 NOT_KEPT = b"(not kept: what came is in an encoding that Salesforce does not use)"
-_OPENING = re.compile(rb"<(?:[\w.-]+:)?SessionId(?![\w.-])")
-_CLOSING = re.compile(rb"</(?:[\w.-]+:)?SessionId\s*>")
+_OPENING = re.compile(rb"<(?:[\w.-]{1,60}:)?SessionId(?![\w.-])")
+_CLOSING = re.compile(rb"</(?:[\w.-]{1,60}:)?SessionId\s*>")
 
 
 def redacted(body: bytes) -> bytes:
     """Return *body* without a session of Salesforce's API, however broken the XML around it may be."""
     if b"\0" in body:  # UTF-16 or the like, in which nothing could be found
         return NOT_KEPT
+    if b"SessionId" not in body:
+        return body
     parts: list[bytes] = []
     at = 0
     while opening := _OPENING.search(body, at):
-        begin = body.find(b">", opening.end()) + 1 or len(body)
-        parts.append(body[at:begin])
-        at = begin
-        if body[begin - 2 : begin] != b"/>":
-            closing = _CLOSING.search(body, begin)
+        parts.append(body[at : opening.end()])
+        end = body.find(b">", opening.end()) + 1
+        if not end:
+            return b"".join([*parts, REDACTED])
+        parts.append(body[opening.end() : end])
+        at = end
+        if body[end - 2 : end] != b"/>":
+            closing = _CLOSING.search(body, end)
             at = closing.start() if closing else len(body)
-            parts.append(REDACTED if body[begin:at].strip() else body[begin:at])
+            parts.append(REDACTED if body[end:at].strip() else body[end:at])
     return b"".join([*parts, body[at:]])
 
 
