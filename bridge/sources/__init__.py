@@ -7,6 +7,7 @@ from bridge.sources import (
     attio,
     calendly,
     close,
+    dynamics365,
     form_scheme,
     freshsales,
     hmac_scheme,
@@ -26,6 +27,7 @@ from bridge.sources import (
 SOURCES = {
     source.name: source
     for source in (
+        dynamics365.SOURCE,
         activecampaign.SOURCE,
         attio.SOURCE,
         calendly.SOURCE,
