@@ -12,6 +12,7 @@ from bridge.sources import (
     freshsales,
     hmac_scheme,
     hubspot,
+    intercom,
     json_scheme,
     keap,
     monday,
@@ -33,6 +34,7 @@ SOURCES = {
         calendly.SOURCE,
         close.SOURCE,
         hubspot.SOURCE,
+        intercom.SOURCE,
         keap.SOURCE,
         monday.SOURCE,
         pipedrive.SOURCE,
@@ -44,7 +46,7 @@ SOURCES = {
         standard_webhooks.SOURCE,
         hmac_scheme.SOURCE,
         json_scheme.SOURCE,
-        form_scheme.SOURCE,
         freshsales.SOURCE,
+        form_scheme.SOURCE,
     )
 }

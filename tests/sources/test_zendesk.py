@@ -20,7 +20,7 @@ from bridge.config import SourceConnection, load
 from bridge.errors import BadPayload, BadSignature, SourceUnavailable
 from bridge.model import InboundRequest, Kind, RecordKey, Secret, State, Verified, Version, iso, utc_now
 from bridge.outbound import Api, new_session
-from bridge.sources.base import BatchUnreadable, Genuine, Read
+from bridge.sources.base import BatchUnreadable, Genuine, Read, Writer
 from bridge.sources.payload import Payload
 from bridge.sources.recording import read_recording
 from bridge.sources.zendesk import SCHEMES, SIGNATURE, SIGNED_AT, SOURCE, TEST_SECRET, Settings, Zendesk
@@ -283,6 +283,12 @@ class Account:
             if page.after is None:
                 return ids
             page = self.page(page.after, since)
+
+    def writer(self) -> Writer:
+        assert SOURCE.writer is not None
+        writer = SOURCE.writer("crm", self.connection.settings)
+        assert writer is not None
+        return writer
 
     def fails(self, call: Any, *arguments: Any) -> SourceUnavailable:
         with pytest.raises(SourceUnavailable) as caught:
@@ -605,8 +611,7 @@ def test_a_registration_that_fails_says_so(trouble: Mapping[str, Any]) -> None:
 def test_an_opt_out_ticks_a_checkbox() -> None:
     with account() as one:
         ada = one.fake.create(email="ada@example.com")
-        writer = one.connection.writer()
-        assert writer is not None
+        writer = one.writer()
         writer.opt_out(one.api, ada, "sms_opt_out")
         assert one.fake.users[int(ada)]["user_fields"]["sms_opt_out"] is True
         writer.opt_out(one.api, ada, "sms_opt_out")
@@ -625,8 +630,7 @@ def test_an_opt_out_ticks_a_checkbox() -> None:
 def test_an_opt_out_that_was_not_taken_is_no_success(unknown_field: str) -> None:
     with account(unknown_field=unknown_field) as one:
         ada = one.fake.create()
-        writer = one.connection.writer()
-        assert writer is not None
+        writer = one.writer()
         one.fails(writer.opt_out, one.api, ada, "no_such_field")
 
 
