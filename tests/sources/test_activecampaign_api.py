@@ -463,6 +463,7 @@ def test_an_opt_out_that_is_refused_is_told() -> None:
 
 # --- the whole way ---------------------------------------------------------------------------------------
 
+TARGETS = "[targets.marketing]"
 SECTION = """
 [sources.shop]
 type = "activecampaign"
@@ -476,12 +477,7 @@ def test_a_webhook_is_read_and_reaches_all_targets_and_leaving_a_list_opts_out(t
     with crm.serve() as base_url, serve_platforms() as platforms:
         path = platforms.write_config(tmp_path)
         head, _, rest = path.read_text().partition("[sources.shop]")
-        text = (
-            head
-            + SECTION.format(base_url=base_url)
-            + "\n[targets.marketing]"
-            + rest.partition("[targets.marketing]")[2]
-        )
+        text = head + SECTION.format(base_url=base_url) + TARGETS + rest.partition(TARGETS)[2]
         for theirs, ours in (
             ("stop == 'yes'", "status == 'unsubscribed'"),
             ('"name"', '"first_name"'),
