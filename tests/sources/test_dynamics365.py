@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bridge import pipeline
 from bridge.config import load
@@ -197,6 +199,40 @@ def test_the_moment_is_that_of_the_operation_whatever_the_zone() -> None:
 def test_another_body_is_kept_for_a_look(body: object) -> None:
     with pytest.raises(BadPayload):
         parse_body(CRM, body)
+
+
+NAMES = ("MessageName", "PrimaryEntityName", "PrimaryEntityId", "OperationCreatedOn", "InputParameters", "key",
+         "value", "Attributes", "PostEntityImages", "Target", "Id", "Value", "SubordinateId")  # fmt: skip
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=6)
+    | st.sampled_from([ID, OTHER, "Target", "SubordinateId", "/Date(1790000000000)/", "\ud800", "a\x00b"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=9),
+    max_leaves=12,
+)  # fmt: skip
+pairs = st.lists(
+    st.fixed_dictionaries({"key": st.sampled_from(["Target", "SubordinateId", "a"]), "value": values})
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    message=st.sampled_from(["Create", "Update", "Delete", "Merge", "Restore", "x"]),
+    inputs=pairs | values,
+    images=pairs | values,
+    more=st.dictionaries(st.sampled_from(NAMES[1:4]), values, max_size=2),
+)
+def test_whatever_a_genuine_request_holds_it_is_read_or_says_why_not(
+    message: str, inputs: Any, images: Any, more: dict[str, Any]
+) -> None:
+    told = {"MessageName": message, "InputParameters": inputs, "PostEntityImages": images}
+    body = recorded("update", **{**told, **more})
+    event = only(CRM, body)
+    assert bool(event.changes) + bool(event.ignored) + bool(event.unreadable) == 1
+    for change in event.changes:
+        stored = json.dumps([change.key.source_id, dict(change.fields)], allow_nan=False, ensure_ascii=False)
+        assert "\\u0000" not in stored
+        stored.encode()  # no lone surrogate either
 
 
 # --- reading ---------------------------------------------------------------------------------------------------

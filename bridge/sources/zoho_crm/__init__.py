@@ -184,15 +184,15 @@ SOURCE = SourceType(
         "account, and exchange the code for a refresh token within them, as the page of this source shows. Put "
         "the three into `client_id`, `client_secret` and `refresh_token`, and the hosts of your data centre into "
         "`accounts_base` and `api_base`.",
-        "Start bridge again. `bridge register {name}` then creates the notification channel, which lives for a "
-        "week at most: it has to be registered again before.",
-        "Without access to the API, or beside it: in Zoho CRM open *Setup → Automation → Actions → Webhooks → "
+        "Only where bridge has no access to the API: in Zoho CRM open *Setup → Automation → Actions → Webhooks → "
         "Configure Webhook*. The URL is the one that `bridge url {name}` prints, the method POST, the module "
         "Contacts. Add the header `X-Bridge-Token` with the secret. As body choose *Raw* and *JSON*, with `id`, "
         "`module`, `operation` and a line for each field that a rule reads, as the page of this source shows.",
-        "Under *Setup → Automation → Workflow Rules* add a rule for Contacts that runs on *Create or Edit* with "
-        "the webhook as its instant action, and one that runs on *Delete* with a second webhook whose `operation` "
-        "is `delete`.",
+        "Then under *Setup → Automation → Workflow Rules* add a rule for Contacts that runs on *Create or Edit* "
+        "with the webhook as its instant action, and one that runs on *Delete* with a second webhook whose "
+        "`operation` is `delete`.",
+        "Start bridge again. Where it has access to the API, `bridge register {name}` creates the notification "
+        "channel, which lives for a week at most: it has to be registered again before.",
     ),
     manual="https://www.zoho.com/crm/developer/docs/api/v8/notifications/overview.html",
     lister=account,
