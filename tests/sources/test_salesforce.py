@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from bridge.sources.salesforce import GONE, OTHER_ORGANIZATION, SOURCE, Salesfor
 from bridge.sources.salesforce.ids import full_id
 from bridge.sources.salesforce.messages import ACK, NOT_KEPT, REDACTED, read_message, redacted, write_message
 from bridge.sources.salesforce.settings import App, Callouts, Certificate, Settings
+from bridge.sources.sampling import Sampling
 from tests.sources.fake_salesforce import Salesforce as Fake
 from tests.sources.kit import BASE_URL, FIXTURES, NOW, connection_of, one_change, only, parse_body, vectors
 
@@ -237,6 +239,26 @@ def test_a_hundred_notifications_are_a_hundred_events() -> None:
     assert len({event.key for event in events}) == 100
 
 
+def test_the_largest_message_that_salesforce_sends_is_read() -> None:
+    fields = {f"Field_{n}__c": "" for n in range(148)}
+    told = {
+        f"04l1I000000f{n:03}": {"Id": f"0031I00000{n:05}", **fields, "LastName": "x" * 9000} for n in range(100)
+    }
+    body = write_message(ORGANIZATION, told)
+    nil = re.sub(rb"<sf:(\w+)></sf:\1>", rb'<sf:\1 xsi:nil="true"/>', body)
+    assert read_message(nil) == read_message(body)
+    assert len(read_message(nil).notifications) == 100
+
+
+def test_a_sample_is_of_the_organization_that_is_configured() -> None:
+    other = Salesforce("crm", Settings("00D1I000003rrrF"))
+    settings = Settings("00D1I000003rrrF")
+    assert SOURCE.sample is not None
+    change = one_change(other, SOURCE.sample(Sampling(NOW, settings, reads={"Email", "DoNotCall", "no name"})))
+    assert set(change.fields) == {"Id", "LastModifiedDate", "Email"}
+    assert only(PLAIN, SOURCE.sample(Sampling(NOW, settings))).ignored == OTHER_ORGANIZATION
+
+
 def test_a_repeat_is_told_by_the_notifications_id_and_newer_data_are_news() -> None:
     first = only(PLAIN, message(LastModifiedDate="2026-09-21T14:13:20.000Z", Email="a@example.com"))
     later = NOW + timedelta(hours=2)
@@ -426,6 +448,8 @@ HOSTILE: dict[str, bytes] = {
     "a NUL as a reference": message(Email="@@").replace(b"@@", b"&#0;"),
     "a lone surrogate": message(Email="@@").replace(b"@@", b"&#xD800;"),
     "huge": message(Email="x" * (4 * M)),
+    "in pieces": b"<a>" + (b"x" * 50 + b"<![CDATA[x]]>") * 38_000,
+    "huge, of lines": b"<a>" + b"\n" * (4 * M - 9) + b"</a>",
     "huge, of nothing": b"<a>" + b" " * (64 * M) + b"</a>",
     "many elements": b"<a>" + b"<b/>" * 500_000 + b"</a>",
     "many comments": b"<a>" + b"<!---->" * 500_000 + b"</a>",

@@ -26,8 +26,10 @@ INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 
 # 100 notifications with 150 fields each stay within all of these. They bound what hostile XML costs.
 MAX_BYTES = 4 * 1024 * 1024
-MAX_MARKS = 40_000  # "<": beginnings and ends of elements, comments and whatever else there is
-MAX_ATTRIBUTES = 10_000
+MAX_MARKS = 32_000  # "<": beginnings and ends of elements
+MAX_ODDITIES = 1_000  # comments and the like, of which Salesforce's have none
+MAX_ATTRIBUTES = 20_000
+MAX_LINES = 400_000
 MAX_DEPTH = 12  # Salesforce's have six
 MAX_ID = 60  # characters of a notification's; Salesforce's have 18
 
@@ -50,7 +52,7 @@ class Notification:
     id: str
     kind: str  # "Contact"; "" where it is not said
     values: Mapping[str, str]
-    unclear: frozenset[str] = frozenset()
+    unclear: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def read_message(body: bytes) -> Message:
     if content is None or envelope.tag != f"{{{SOAP}}}Envelope":
         raise BadPayload("The body is no Outbound Message of Salesforce.")
     return Message(
-        _text(_inside(content, OUTBOUND, "OrganizationId")),
+        _text(_inside(content, OUTBOUND, "OrganizationId")).strip(),
         tuple(map(_notification, _all(content, OUTBOUND, "Notification"))),
     )
 
@@ -86,8 +88,9 @@ def read_message(body: bytes) -> Message:
 class _Element:
     tag: str  # "{namespace}name"
     attributes: Mapping[str, str] = field(default_factory=dict)
-    inside: list[_Element] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    # Most have one of the two, or neither, and two lists for each would take their time.
+    texts: list[str] | None = None
+    inside: list[_Element] | None = None
 
 
 class _TooDeep(ValueError):
@@ -101,20 +104,27 @@ class _Builder:
         self._open = [_Element("")]
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
-        if len(self._open) > MAX_DEPTH:
+        around = self._open
+        if len(around) > MAX_DEPTH:
             raise _TooDeep
         element = _Element(tag, attributes)
-        self._open[-1].inside.append(element)
-        self._open.append(element)
+        outer = around[-1]
+        if outer.inside is None:
+            outer.inside = []
+        outer.inside.append(element)
+        around.append(element)
 
     def end(self, tag: str) -> None:
         self._open.pop()
 
     def data(self, text: str) -> None:
-        self._open[-1].texts.append(text)
+        element = self._open[-1]
+        if element.texts is None:
+            element.texts = []
+        element.texts.append(text)
 
     def close(self) -> _Element:
-        return self._open[0].inside[0]
+        return (self._open[0].inside or [])[0]
 
 
 _ATTRIBUTE = re.compile(rb"""=\s*["']""")
@@ -126,6 +136,8 @@ def _parsed(body: bytes) -> _Element:
     if (
         len(body) > MAX_BYTES
         or body.count(b"<") > MAX_MARKS
+        or body.count(b"<!") + body.count(b"<?") > MAX_ODDITIES
+        or body.count(b"\n") > MAX_LINES
         or next(islice(_ATTRIBUTE.finditer(body), MAX_ATTRIBUTES, None), None)
     ):
         raise BadPayload("The body is larger than any message that Salesforce sends.")
@@ -155,19 +167,21 @@ def _notification(element: _Element) -> Notification:
     kind = record.attributes.get(f"{{{INSTANCE}}}type", "").rpartition(":")[2]
     values: dict[str, str] = {}
     unclear: set[str] = set()
-    for one in record.inside:
+    for one in record.inside or ():
         namespace, _, name = one.tag.removeprefix("{").rpartition("}")
         if namespace != RECORD:
             continue
         if one.inside or name in values:
             unclear.add(name)
-        values[name] = "".join(one.texts)
+        values[name] = _text(one)
     told = {name: text for name, text in values.items() if text and name not in unclear}
-    return Notification(_text(_inside(element, OUTBOUND, "Id"))[:MAX_ID], kind, told, frozenset(unclear))
+    number = _text(_inside(element, OUTBOUND, "Id")).strip()[:MAX_ID]
+    return Notification(number, kind, told, frozenset(unclear))
 
 
 def _all(element: _Element, namespace: str, name: str) -> Iterator[_Element]:
-    return (one for one in element.inside if one.tag == f"{{{namespace}}}{name}")
+    tag = f"{{{namespace}}}{name}"
+    return (one for one in element.inside or () if one.tag == tag)
 
 
 def _inside(element: _Element | None, namespace: str, name: str) -> _Element | None:
@@ -175,7 +189,7 @@ def _inside(element: _Element | None, namespace: str, name: str) -> _Element | N
 
 
 def _text(element: _Element | None) -> str:
-    return "".join(element.texts).strip() if element is not None else ""
+    return "".join(element.texts or ()) if element is not None else ""
 
 
 # --- the session -----------------------------------------------------------------------------------------
