@@ -150,7 +150,8 @@ def test_nonsense_does_not_pass_for_the_event_that_it_resembles() -> None:
 
 
 def test_the_subject_names_the_user_where_the_detail_does_not() -> None:
-    assert one_change(CRM, body("name_changed", detail={})).key.source_id == USER_ID
+    for detail in ({}, {"id": None}, {"id": ""}):
+        assert one_change(CRM, body("name_changed", detail=detail)).key.source_id == USER_ID
     assert one_change(CRM, body("name_changed", detail=None)).fields == {"name": "Ada Lovelace"}
 
 
@@ -183,7 +184,9 @@ def test_a_merge_ends_neither_user_by_itself() -> None:
         ("6596848315777", Kind.CHANGED, True),
         (USER_ID, Kind.CHANGED, True),
     }
-    assert only(CRM, body("merged", event={})).unreadable
+    for other in ({}, {"user": None}, {"user": {"id": int(USER_ID)}}):
+        assert one_change(CRM, body("merged", event=other)).key.source_id == USER_ID
+    assert only(CRM, body("merged", event={"user": {"id": "x"}})).unreadable
 
 
 def test_only_the_configured_account_is_heard() -> None:

@@ -182,7 +182,7 @@ class Zendesk:
     def _changes(self, action: str, body: Mapping[str, Any], version: Version) -> Iterator[Change]:
         detail, event = object_of(body.get("detail")), object_of(body.get("event"))
         subject = (text_or_none(body.get("subject")) or "").rpartition(":")[2]
-        key = RecordKey(self.name, record_id(detail.get("id", subject), "id of a user"))
+        key = RecordKey(self.name, record_id(detail.get("id") or subject, "id of a user"))
         kind = KINDS.get(action, Kind.CHANGED)
         if action == "active_changed" and isinstance(event.get("current"), bool):
             kind = Kind.CREATED if event["current"] else Kind.DELETED  # a deleted user is one who is not active
@@ -191,9 +191,10 @@ class Zendesk:
             return
         if action == "merged":
             # Which of the two ends is not documented: both are read, and the one that ends is told as deleted.
-            other = record_id(object_of(event.get("user")).get("id"), "id of the other user")
-            yield Change(RecordKey(self.name, other), Kind.CHANGED, version, thin=True)
-            yield Change(key, Kind.CHANGED, version, thin=True)
+            other = text_or_none(object_of(event.get("user")).get("id"))
+            ids = dict.fromkeys([key.source_id, *([record_id(other, "id of the other user")] if other else [])])
+            for source_id in ids:
+                yield Change(RecordKey(self.name, source_id), Kind.CHANGED, version, thin=True)
             return
         yield Change(key, kind, version, stated(action, detail, event), thin=True)
 
