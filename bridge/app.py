@@ -66,6 +66,8 @@ def create_app(
         Tokens(environment.secret_key, store),
         settings.max_body_bytes,
         clock,
+        store,
+        {name: one for name, one in config.targets.items() if one.type.feedback is not None},
     )
     app.register_blueprint(inbound.blueprint(receiver))
 

@@ -42,6 +42,8 @@ def merge(contact: Contact | None, change: Change) -> Contact:
         known = _merged(known, change)
     if known.erased:
         return known
+    if change.kind is Kind.STOPPED or change.kind is Kind.STARTED:
+        return _with_consent(known, change)
     created, deleted = known.created, known.deleted
     if change.kind is Kind.CREATED:
         created = _newest(created, change.version)
@@ -54,6 +56,17 @@ def merge(contact: Contact | None, change: Change) -> Contact:
         created=created,
         deleted=deleted,
     )
+
+
+def _with_consent(known: Contact, change: Change) -> Contact:
+    target = change.target or ""
+    if change.kind is Kind.STOPPED:
+        return replace(known, stops={**known.stops, target: _newest(known.stops.get(target), change.version)})
+    return replace(known, starts={**known.starts, target: _newest(known.starts.get(target), change.version)})
+
+
+def _newest_each(ours: Mapping[str, Version], theirs: Mapping[str, Version]) -> Mapping[str, Version]:
+    return {**ours, **{target: _newest(ours.get(target), version) for target, version in theirs.items()}}
 
 
 def merge_fields(ours: Mapping[str, FieldState], theirs: Mapping[str, FieldState]) -> dict[str, FieldState]:
@@ -94,7 +107,12 @@ def inherit(survivor: Contact, loser: Contact) -> Contact:
     heir = replace(heir, inherits=_with(heir.inherits, loser.key.source_id))
     if heir.erased:
         return heir
-    return replace(heir, fields=merge_fields(heir.fields, loser.fields))
+    return replace(
+        heir,
+        fields=merge_fields(heir.fields, loser.fields),
+        stops=_newest_each(heir.stops, loser.stops),
+        starts=_newest_each(heir.starts, loser.starts),
+    )
 
 
 def absorb(survivor: Contact, loser: RecordKey) -> Contact:

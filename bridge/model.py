@@ -104,6 +104,8 @@ class Kind(StrEnum):
     DELETED = "deleted"
     ERASED = "erased"  # under privacy law: everything stored about the person goes, for good
     MERGED = "merged"  # this record lives on as another
+    STOPPED = "stopped"  # at a target, the person asked for no further messages
+    STARTED = "started"  # at a target, the person asked for messages again
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class Change:
     survivor: str | None = None  # MERGED: the source id it lives on as
     heir_of: bool = False  # MERGED: the survivor takes over this record's fields and target ids
     account: str | None = None  # the CRM account (tenant) the event is from, where the event says so
+    target: str | None = None  # STOPPED and STARTED: where
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +166,23 @@ class Contact:
     merged: Version | None = None
     inherits: tuple[str, ...] = ()  # losers whose fields and target ids this record took over
     absorbed: tuple[str, ...] = ()  # every record merged into this one; their opt-outs count here
+    stops: Mapping[str, Version] = field(default_factory=dict)  # target -> when the person last said stop there
+    starts: Mapping[str, Version] = field(default_factory=dict)  # target -> when it was last taken back there
+    told: Version | None = None  # the stop that was last written back to the CRM
     account: str | None = None
     thin: bool = False  # something is known to be missing: read it from the source
     read_at: datetime | None = None  # last time the whole record was read from the source
     read_due: datetime | None = None  # when to read it (again); None: not needed
     read_tries: int = 0
     read_note: str = ""  # why the last read gave nothing
+
+    @property
+    def stopped(self) -> Version | None:
+        """The newest stop that the person said at a target and did not take back there."""
+        standing = [
+            stop for target, stop in self.stops.items() if target not in self.starts or self.starts[target] < stop
+        ]
+        return max(standing, default=None)
 
     @property
     def alive(self) -> bool:

@@ -153,13 +153,18 @@ def _only_tighten(
 
 
 def _opted_out(route: Route, contact: Contact, absorbed: Iterable[Contact]) -> bool:
-    """Say whether the person said stop, here or in a record that was merged into this one.
+    """Say whether the person said stop: to the CRM or at a target, here or in a record merged into this one.
 
-    What a merged record said is overruled by this one only if it said no stop itself, later, in words.
+    What was said at a target is taken back there, by the person, and nowhere else: a record that is read, or sent
+    whole with each change, repeats an old yes of the CRM with a new date. What a merged record said to the CRM is
+    overruled by this one only if it said no stop itself, later, in words.
 
     Raises:
         BadValue: what was said cannot be understood.
     """
+    absorbed = list(absorbed)
+    if contact.stopped or any(other.stopped for other in absorbed):
+        return True
     rule = route.opt_out
     if rule is None:
         return False

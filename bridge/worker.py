@@ -214,12 +214,14 @@ class Worker:
 
     def _process(self, lane: str, connection: SourceConnection, ticket: Ticket) -> datetime | None:
         deadline = time.monotonic() + TURN_S
-        api = self._reader(connection)
+        api, crm = self._reader(connection), None
+        if connection.write_back:
+            crm = lambda: self._crm(connection)  # noqa: E731
         routes = self.config.routes_of(connection.name)
         while time.monotonic() < deadline and not self._stopping.is_set():
             more, received = False, 0
             began_ns = time.time_ns()
-            for done in pipeline.process(connection, routes, self.store, ticket, api, self.clock()):
+            for done in pipeline.process(connection, routes, self.store, ticket, api, self.clock(), crm):
                 if done.inbounds:
                     where: dict[str, telemetry.Fact] = {"bridge.source": connection.name}
                     self.spans.add("bridge.process", began_ns, {**where, "bridge.inbounds": done.inbounds})

@@ -48,10 +48,12 @@ def url(source: str, config_path: Path | None, token: bool, revoke: bool, json_w
     """Show the URL that a source's CRM is to call.
 
     Where the source's section says require_token, each run makes a new URL with a secret token; earlier ones stay
-    good until they are revoked.
+    good until they are revoked. The name of a target gives the URL for its own webhooks, which tell of opt-outs.
     """
     with options.opened(config_path) as here:
-        connection = _connection(here.config, source)
+        told = here.config.targets.get(source) if source not in here.config.sources else None
+        needs_token = told is not None and told.type.feedback is not None
+        needs_token = needs_token or _connection(here.config, source).needs_token
         if revoke:
             count = here.store.revoke_tokens(source, here.store.clock())
             if json_wanted:
@@ -60,7 +62,7 @@ def url(source: str, config_path: Path | None, token: bool, revoke: bool, json_w
                 click.echo(f"{output.count(count, 'token')} of {source} revoked; it takes a few seconds to hold.")
             return
         address = _hook(here.config.bridge.public_url, source)
-        if token or connection.needs_token:
+        if token or needs_token:
             address = f"{address}/{_new_token(here.environment, here.store, source)}"
     if json_wanted:
         output.as_json({"url": address})

@@ -84,6 +84,19 @@ class TargetLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteBack:
+    """What the CRM is told of."""
+
+    opt_out: str = field(
+        metadata={"help": "the CRM's field that is to say that a person opted out at a target, by its name there"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.opt_out.strip():
+            raise ValueError("opt_out: it is empty")
+
+
+@dataclass(frozen=True, slots=True)
 class SourceHabits:
     """What every source may have beside its type's own keys."""
 
@@ -93,6 +106,10 @@ class SourceHabits:
             "help": "how often the CRM is asked for what was changed, where its type can list contacts and has "
             "a credential to; 0: never"
         },
+    )
+
+    write_back: WriteBack | None = field(
+        default=None, metadata={"help": "what the CRM is told of; default: nothing"}
     )
 
     def __post_init__(self) -> None:
@@ -143,6 +160,7 @@ class SourceConnection:
     source: Source
     settings: Any  # of `type.settings`
     reconcile_s: float = 0.0  # how often the CRM is asked what was changed; 0: never
+    write_back: str = ""  # the CRM's field that is to say that a person opted out at a target; "": it is not told
 
     @property
     def base_url(self) -> str:
@@ -156,6 +174,8 @@ class SourceConnection:
         return self.type.registrar(self.name, self.settings) if self.type.registrar and self.base_url else None
 
     def writer(self) -> Writer | None:
+        if not self.write_back:
+            return None
         return self.type.writer(self.name, self.settings) if self.type.writer and self.base_url else None
 
     @property

@@ -218,7 +218,19 @@ class _Reader:
         except ValueError as error:
             self.document.refuse(path, error)
             return None
-        return SourceConnection(name, type_, source, settings, habits.reconcile_minutes * 60)
+        property_ = habits.write_back.opt_out.strip() if habits.write_back else ""
+        connection = SourceConnection(name, type_, source, settings, habits.reconcile_minutes * 60, property_)
+        if property_ and connection.writer() is None:
+            self.document.problem(
+                (*path, "write_back"),
+                f"{type_.title} cannot be told of opt-outs"
+                if type_.writer is None
+                else "the CRM cannot be called without a credential",
+                "leave the key out"
+                if type_.writer is None
+                else f"add the credential; 'bridge sources {type_.name}' shows the keys",
+            )
+        return connection
 
     def _target(self, name: str, table: dict[str, Any], path: Path) -> TargetConnection | None:
         type_ = self._type_of(table, path, self.target_types)

@@ -3,7 +3,7 @@
 Nothing in here knows a database or a web framework; each step is a named call, and what it decided is saved whole.
 """
 
-from bridge.pipeline import catching_up, registering
+from bridge.pipeline import catching_up, consenting, registering
 from bridge.pipeline.access import SharedAccess
 from bridge.pipeline.delivering import Push, deliver, probe
 from bridge.pipeline.processing import BURST, parse, process
@@ -15,6 +15,7 @@ __all__ = [
     "Push",
     "SharedAccess",
     "catching_up",
+    "consenting",
     "deliver",
     "follow",
     "parse",

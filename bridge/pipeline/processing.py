@@ -23,6 +23,7 @@ from bridge.model import (
     Want,
 )
 from bridge.outbound import Api
+from bridge.pipeline import consenting
 from bridge.pipeline.merging import lineage, load, merge_all
 from bridge.pipeline.reading import after_reading, read, unless_readable, wants_read
 from bridge.rules import Route
@@ -68,12 +69,13 @@ def process(
     ticket: Ticket,
     api: Callable[[], Api] | None,
     now: datetime,
+    crm: Callable[[], Api] | None = None,
 ) -> Iterator[Round]:
     """Process one batch of the source's lane, a round at a time: parse, merge, decide, commit.
 
     What is in rounds that are not asked for stays queued. Where one contact makes its round fail, the others are
     processed all the same, and what speaks of that one ends as unreadable. *api* makes a client for the CRM, None
-    where records cannot be read.
+    where records cannot be read; *crm* makes one where opt-outs are written back.
     """
     work = store.work(connection.name, now, BATCH)
     parsed = [parse(connection, inbound) for inbound in work.inbounds]
@@ -81,7 +83,7 @@ def process(
     rounds = _rounds(parsed, work.keys)
 
     def decide(some: Sequence[Parsed], keys: Sequence[RecordKey]) -> Decision:
-        return _decision(connection, routes, store, api, replace(work, keys=keys), some, now)
+        return _decision(connection, routes, store, api, crm, replace(work, keys=keys), some, now)
 
     def save(decision: Decision) -> Mapping[str, datetime]:
         return store.commit(ticket, decision, now)
@@ -225,6 +227,7 @@ def _decision(
     routes: Sequence[Route],
     store: Store,
     api: Callable[[], Api] | None,
+    crm: Callable[[], Api] | None,
     work: Work,
     parsed: Sequence[Parsed],
     now: datetime,
@@ -250,12 +253,15 @@ def _decision(
     touched &= known.keys()
     for key in touched:
         known[key] = unless_readable(known[key], can_read=api is not None)
+    told = []
+    if crm is not None and (writer := connection.writer()) is not None:
+        told = consenting.write_back(connection, writer, crm(), known, touched, now)
     before_erased = {key for key, contact in before.items() if contact.erased}
     spoken = [entry for one in parsed for entry in _facts(one, account, known, now)]
     return Decision(
         contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
         wants=wants_of(routes, known, touched, work, _told(parsed, account), can_read=api is not None),
-        audit=[*spoken, *_erased_along(known, touched - before_erased, spoken, now)],
+        audit=[*spoken, *told, *_erased_along(known, touched - before_erased, spoken, now)],
         erased={key for key in touched if known[key].erased},
         decided=work.keys,
         account=account,
@@ -266,6 +272,8 @@ def parse(connection: SourceConnection, inbound: Inbound) -> Parsed:
     """Read a stored request again; what it says is the same as when it came."""
     if inbound.body is None:
         return Parsed(inbound, problem="Its payload was pruned or erased.")
+    if inbound.method == consenting.METHOD:
+        return _consent(connection, inbound, inbound.body)
     request = InboundRequest(inbound.method, inbound.url, inbound.headers, inbound.body)
     genuine = Genuine(Verified(request), inbound.secret_index, inbound.signed_at)
     try:
@@ -276,6 +284,13 @@ def parse(connection: SourceConnection, inbound: Inbound) -> Parsed:
     except Exception as error:  # one request that we fail on must not stop the lane
         log.bug("inbound.parser_failed", error, source=connection.name, inbound=inbound.id)
         return Parsed(inbound, problem=f"Bridge failed to read it ({type(error).__name__}, a bug). It is kept.")
+
+
+def _consent(connection: SourceConnection, inbound: Inbound, body: bytes) -> Parsed:
+    try:
+        return Parsed(inbound, consenting.read(connection.name, body, inbound.received_at))
+    except BadPayload as error:
+        return Parsed(inbound, problem=str(error))
 
 
 def _storable(event: Event) -> bool:

@@ -48,6 +48,9 @@ def contact_json(contact: Contact) -> str:
         "inherits": list(contact.inherits),
         "absorbed": list(contact.absorbed),
         "account": contact.account,
+        "stops": {target: _written(version) for target, version in contact.stops.items()},
+        "starts": {target: _written(version) for target, version in contact.starts.items()},
+        "told": _version(contact.told),
         "thin": contact.thin,
         "read_at": maybe_iso(contact.read_at),
         "read_due": maybe_iso(contact.read_due),
@@ -71,12 +74,20 @@ def contact_from(key: RecordKey, text: str) -> Contact:
         inherits=tuple(read.get("inherits", ())),
         absorbed=tuple(read.get("absorbed", ())),
         account=read.get("account"),
+        stops=_versions_from(read.get("stops", {})),
+        starts=_versions_from(read.get("starts", {})),
+        told=_version_from(read.get("told")),
         thin=read.get("thin", False),
         read_at=maybe_moment(read.get("read_at")),
         read_due=maybe_moment(read.get("read_due")),
         read_tries=read.get("read_tries", 0),
         read_note=read.get("read_note", ""),
     )
+
+
+def _versions_from(written: Mapping[str, Any]) -> dict[str, Version]:
+    read = ((target, _version_from(version)) for target, version in written.items())
+    return {target: version for target, version in read if version is not None}
 
 
 def _version(version: Version | None) -> tuple[str, str] | None:

@@ -515,6 +515,10 @@ class Store(Looking, Protocol):
 
     def deliveries_of(self, key: RecordKey) -> list[Delivery]: ...
 
+    def linked_to(self, target: str, target_id: str) -> list[RecordKey]:
+        """Return the contacts, of any source, that are linked to *target_id* at *target*."""
+        ...
+
     def deliveries_for(self, keys: Collection[RecordKey]) -> dict[tuple[str, RecordKey], Delivery]:
         """Return the deliveries of all of *keys*, by target and key."""
         ...

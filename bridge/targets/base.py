@@ -8,7 +8,7 @@ in ``bridge/demo/fakes`` and a page in ``docs/targets``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol
 from bridge.errors import Permanent, Refused, Retryable
 from bridge.model import Desired, Receipt, RecordKey, Value
 from bridge.outbound import Api, Reply
+from bridge.targets.feedback import Consent
 
 
 class FieldKind(StrEnum):
@@ -57,6 +58,8 @@ class TargetType:
     base_url: Callable[[Any], str]  # of the settings: the one base that is called
     can_remove: bool = True
     can_opt_out: bool = True  # an opt-out can be written there
+    # What its own webhooks tell of consent; raises BadPayload. None: it sends none.
+    feedback: Callable[[bytes], Sequence[Consent]] | None = None
 
     @property
     def keys(self) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,12 +13,12 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
 from bridge import log, pipeline
-from bridge.config import SourceConnection
-from bridge.errors import BadSignature, StoreUnavailable
+from bridge.config import SourceConnection, TargetConnection
+from bridge.errors import BadPayload, BadSignature, StoreUnavailable
 from bridge.model import InboundRequest, Outcome
 from bridge.sources.base import Answer
 from bridge.store.group_commit import Pending, Stored, Trouble
-from bridge.store.protocol import NewInbound, Received, Refusal
+from bridge.store.protocol import NewInbound, Received, Refusal, Store
 from bridge.web import problem
 from bridge.web.problem import HttpProblem
 from bridge.web.tokens import Tokens
@@ -97,6 +98,8 @@ class Receiver:
     tokens: Tokens
     max_body_bytes: int
     clock: Callable[[], datetime]
+    store: Store
+    targets: Mapping[str, TargetConnection]  # those that send webhooks of their own
 
     def receive(
         self, connection: SourceConnection, environ: Mapping[str, object], body: bytes, token: str = ""
@@ -125,6 +128,29 @@ class Receiver:
         if token:
             inbound = replace(inbound, url=self._without_token(connection, received))
         return inbound
+
+    def hear(self, target: TargetConnection, body: bytes, token: str) -> Reply:
+        """Take in what a target's own webhook tells of consent. It has nothing but the URL's token for a proof.
+
+        Raises:
+            HttpProblem: 400, it is not what the target sends.
+            StoreUnavailable: it could not be stored.
+        """
+        now = self.clock()
+        if target.type.feedback is None or not token or not self.tokens.good(target.name, token):
+            reason = "The URL has no token of ours, and this target has nothing else to prove itself with."
+            self.intake.refuse(Refusal(target.name, now, reason, len(body)))
+            return REFUSED
+        try:
+            consents = target.type.feedback(body)
+        except BadPayload as error:
+            raise HttpProblem(400, "The body is not what this target sends.") from error
+        url = f"{self.public_url.rstrip('/')}{PREFIX}{target.name}/{HIDDEN}"
+        inbounds = pipeline.consenting.take_in(target, consents, self.store, url, now) if consents else []
+        for one in inbounds:
+            self.intake.receive(one)
+        log.event("target.told", target=target.name, count=len(inbounds))
+        return Reply(json.dumps({"status": "accepted" if inbounds else "ignored"}).encode())
 
     def _check_token(self, connection: SourceConnection, token: str) -> None:
         if token:
@@ -203,14 +229,17 @@ def blueprint(receiver: Receiver) -> Blueprint:
     @hooks.get("/<name>/<token>", strict_slashes=False)
     def probe(name: str, token: str = "") -> ResponseReturnValue:
         """Some CRMs look whether the URL answers before they save it."""
-        return Response(b"", 200) if name in receiver.sources else abort(404)
+        return Response(b"", 200) if name in {*receiver.sources, *receiver.targets} else abort(404)
 
     @hooks.post("/<name>", strict_slashes=False)
     @hooks.post("/<name>/<token>", strict_slashes=False)
     def receive(name: str, token: str = "") -> ResponseReturnValue:
-        connection = receiver.sources.get(name) or abort(404)
-        reply = receiver.receive(connection, request.environ, _body(), token)
-        return Response(reply.body, reply.status, content_type=reply.content_type)
+        if name not in receiver.sources and name in receiver.targets:
+            reply = receiver.hear(receiver.targets[name], _body(), token)
+        else:
+            connection = receiver.sources.get(name) or abort(404)
+            reply = receiver.receive(connection, request.environ, _body(), token)
+        return Response(reply.body, reply.status, dict(reply.more), content_type=reply.content_type)
 
     return hooks
 

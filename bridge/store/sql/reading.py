@@ -291,6 +291,15 @@ def deliveries_of(db: Db, key: RecordKey) -> list[Delivery]:
     return [delivery_of(row) for row in rows]
 
 
+def linked_to(db: Db, target: str, target_id: str) -> list[RecordKey]:
+    rows = db.execute(
+        "SELECT source, source_id FROM delivery WHERE target_id = ? AND target_id IS NOT NULL AND target = ?"
+        " ORDER BY source, source_id",
+        (target_id, target),
+    )
+    return [RecordKey(row["source"], row["source_id"]) for row in rows.fetchall()]
+
+
 def deliveries_for(db: Db, keys: Collection[RecordKey]) -> dict[tuple[str, RecordKey], Delivery]:
     by_source: dict[str, list[str]] = {}
     for key in keys:

@@ -315,6 +315,9 @@ class SqlStore(ABC):
     def deliveries_of(self, key: RecordKey) -> list[Delivery]:
         return self._read(reading.deliveries_of, key)
 
+    def linked_to(self, target: str, target_id: str) -> list[RecordKey]:
+        return self._read(reading.linked_to, target, target_id)
+
     def deliveries_for(self, keys: Collection[RecordKey]) -> dict[tuple[str, RecordKey], Delivery]:
         return self._read(reading.deliveries_for, keys)
 

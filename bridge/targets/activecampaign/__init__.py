@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from bridge.errors import Complaints
 from bridge.model import Receipt, Secret
 from bridge.outbound import Api, segment
+from bridge.targets import feedback
 from bridge.targets.activecampaign.account import Account
 from bridge.targets.activecampaign.client import TITLE, Client, Gone, NotFound
 from bridge.targets.activecampaign.contact import find_contact, opted_out, read_contact
@@ -135,6 +136,7 @@ TARGET = TargetType(
     # https://developers.activecampaign.com/reference/rate-limits
     rate_per_s=4.0,
     burst=2,
+    feedback=feedback.activecampaign,
     make=ActiveCampaign,
     base_url=_api_base,
 )

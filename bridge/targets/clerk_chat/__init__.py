@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from bridge.errors import Complaints, Permanent, Refused, Retryable
 from bridge.model import Receipt, Secret
 from bridge.outbound import Api
+from bridge.targets import feedback
 from bridge.targets.base import FieldKind, Job, TargetField, TargetType
 from bridge.targets.clerk_chat.push import Push
 from bridge.targets.clerk_chat.team import TITLE, Gone, Team
@@ -132,6 +133,7 @@ TARGET = TargetType(
     lanes=1,
     rate_per_s=2,
     burst=1,
+    feedback=feedback.clerk_chat,
     make=ClerkChat,
     base_url=lambda settings: str(settings.api_base),
     can_remove=False,

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from bridge.errors import Complaints, Permanent
 from bridge.model import Receipt, Secret
 from bridge.outbound import Api, segment
+from bridge.targets import feedback
 from bridge.targets.base import FieldKind, Job, TargetField, TargetType
 from bridge.targets.sakari.account import TITLE, Account, Gone, Tokens, body_of
 from bridge.targets.sakari.contact import opted_out
@@ -138,6 +139,7 @@ TARGET = TargetType(
     lanes=2,
     rate_per_s=5.0,  # there are limits, but the vendor gives no numbers
     burst=2,
+    feedback=feedback.sakari,
     make=Sakari,
     base_url=_api_base,
 )
