@@ -49,7 +49,7 @@ OUR_OWN = "It was done with the token whose id is configured as actor_id."
 
 KNOWN_FIELDS = (
     "company", "description", "email_addresses", "email_addresses_all", "first_name", "job_title", "last_name",
-    "name", "phone_numbers", "phone_numbers_all", "primary_location",
+    "name", "phone_numbers", "phone_numbers_all", "primary_location", "record_id",
 )  # fmt: skip
 
 

@@ -20,11 +20,12 @@ from bridge.sources.calling import Caller, list_of, object_of, parts_of, place_o
 from bridge.sources.reading import Unclear, moment, short
 
 PAGE = 500
-OVERLAP = 100  # records that are asked for again where a place in the list can only be told by counting
+OVERLAP = 100  # at most so many are asked for again where a place in the list can only be told by counting
 HOOKS = "/v2/webhooks"
 HOOKS_PAGE = 100
 MOST_HOOKS = 2000
 SCOPES = "record_permission:read and object_configuration:read"
+RECORD_ID = "record_id"  # the name of the id in rules
 NO_RECORD = "Attio's answer is not a record."
 OTHER_ORDER = "Attio's answer is not in the order that was asked for."
 MERGING = "Attio is still merging this record with another."
@@ -91,6 +92,8 @@ class Account:
         key = RecordKey(self.caller.connection, source_id)
         version = Version(_told_at(reply) or asked_at, f"read:{iso(asked_at)}:{newest(values)[:40]}")
         said: dict[str, Value] = fields_of(values, names)
+        if RECORD_ID in names:
+            said[RECORD_ID] = source_id
         workspace_id = ids.get("workspace_id")
         account = workspace_id if isinstance(workspace_id, str) and workspace_id else None
         return Read(key, key, said, version, account=account)
@@ -170,7 +173,7 @@ class AttioLister:
 
     A page begins with the moment in which the page before ended, so that no deletion shifts it; those of that
     moment come again. Only within one moment, and where Attio refuses to compare moments, the place is told by
-    counting: then some are asked for again, against up to `OVERLAP` deletions between two pages.
+    counting: then some are asked for again, half a page or `OVERLAP`, against so many deletions between two pages.
 
     Attio cannot be asked what was changed since a moment: all people are listed.
     """
@@ -180,8 +183,9 @@ class AttioLister:
     def page(self, api: Api, fields: Sequence[str], after: str | None, since: datetime | None) -> Listed:
         place = parts_of(after)
         at, count = str(place.get("at", "")), int(place.get("count", 0))  # of the moment *at*, or of all
+        again = int(place.get("again", 0))
         asked_at = self.account.clock()
-        offset = max(count - OVERLAP, 0)
+        offset = max(count - again, 0)
         try:
             reply = self._query(api, at, offset)
         except BatchUnreadable:
@@ -189,7 +193,7 @@ class AttioLister:
                 raise
             # It refuses the moment with which the second page begins. All that is left is counting.
             at, count = "", int(place["seen"])
-            offset = max(count - OVERLAP, 0)
+            offset = max(count - again, 0)
             reply = self._query(api, at, offset)
         found = object_of(reply.json_or_none()).get("data")
         if not isinstance(found, list):
@@ -198,14 +202,15 @@ class AttioLister:
         ended = _in_order(rows, at)
         records = [self._read(api, row, fields, reply, asked_at) for row in rows]
         reads = [read for read in records if read is not None]
+        # However many Attio puts on a page: there are new ones on the next, or it was the last.
+        again = min(OVERLAP, len(rows) // 2)
         by_count = bool(place) and not at
         if by_count or ended == at:
             reached = offset + len(rows)
-            # Nothing new, however many Attio puts on a page.
-            return Listed(reads, place_of(at=at, count=reached) if reached > count else None)
+            return Listed(reads, place_of(at=at, count=reached, again=again) if reached > count else None)
         of_the_last = sum(row.get("created_at") == ended for row in rows)
         seen = {} if place else {"seen": len(rows)}
-        return Listed(reads, place_of(at=ended, count=of_the_last, **seen))
+        return Listed(reads, place_of(at=ended, count=of_the_last, again=again, **seen))
 
     def _query(self, api: Api, at: str, offset: int) -> Reply:
         search = {
