@@ -165,10 +165,10 @@ def _fields(response: Mapping[str, Any]) -> dict[str, Value]:
             fields[name] = hidden
     for answer in _answers(response):
         question = object_of(answer.get("field"))
-        name = text_or_none(question.get("ref")) or text_or_none(question.get("id"))
-        value = _value(answer)
-        if name and value is not None:
-            fields[name] = value
+        ref = text_or_none(question.get("ref")) or text_or_none(question.get("id"))
+        given = _value(answer)
+        if ref and given is not None:
+            fields[ref] = given
     return fields
 
 
