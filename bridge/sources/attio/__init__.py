@@ -289,7 +289,8 @@ SOURCE = SourceType(
         "bridge again.",
         "Instead of the last two, `bridge register {name}` makes the webhook, narrowed down to people, tells its "
         "secret and the `object_id` of people. Put that into `bridge.toml`: without it the events of companies "
-        "and deals are taken for people that cannot be found.",
+        "and deals are taken for people that cannot be found. Until there is a secret, let `secrets` hold a "
+        "random one: `openssl rand -hex 32` makes it.",
     ),
     manual="https://docs.attio.com/rest-api/guides/webhooks",
     lister=_lister,

@@ -19,7 +19,7 @@ from bridge.sources.base import BatchUnreadable, Listed, Read, Registration
 from bridge.sources.calling import Caller, list_of, object_of, parts_of, place_of
 from bridge.sources.reading import Unclear, moment, short
 
-PAGE = 500
+PAGE = 100  # of 500; records have many values, and a page of them must not outgrow what is read of an answer
 OVERLAP = 100  # at most so many are asked for again where a place in the list can only be told by counting
 HOOKS = "/v2/webhooks"
 HOOKS_PAGE = 100

@@ -273,7 +273,7 @@ SOURCE = SourceType(
         "The answer holds the `signature_key`, this once. Put it into the environment variable that "
         "`bridge.toml` names under `secrets`, and start bridge again.",
         "Instead of the last three, `bridge register {name}` makes the subscription, with what the rules need, "
-        "and tells the key.",
+        "and tells the key. Until there is one, let `secrets` hold a random one: `openssl rand -hex 32` makes it.",
     ),
     manual="https://developer.close.com/api/resources/webhooks",
     lister=_lister,
