@@ -17,7 +17,7 @@ from typing import Any
 from bridge.contact import clamp
 from bridge.errors import BadPayload, Complaints, SourceUnavailable
 from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, Version, iso
-from bridge.outbound import Api, Reply, segment
+from bridge.outbound import Api, Query, Reply, segment
 from bridge.sources import shown
 from bridge.sources.base import BatchUnreadable, Genuine, Listed, Proof, Read, SourceType
 from bridge.sources.calling import Caller, list_of, object_of, parts_of, place_of
@@ -286,7 +286,7 @@ class Account:
         view_id = str(place.get("view") or self._settings.view_id or self._find_view(api))
 
         def fetch(floor: datetime | None, number: int) -> Page:
-            query = {"page": number, "per_page": PAGE_SIZE, "sort": "updated_at", "sort_type": "asc"}
+            query: Query = {"page": number, "per_page": PAGE_SIZE, "sort": "updated_at", "sort_type": "asc"}
             reply = self._caller.call(api, "GET", f"/contacts/view/{segment(view_id)}", query=query)
             answer = object_of(self._json(reply))
             if not isinstance(answer.get("contacts"), list):

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 
 from bridge.errors import SourceUnavailable
-from bridge.model import iso
+from bridge.model import RecordKey, iso
 from bridge.outbound import Reply
 from bridge.signing import EPOCH
 from bridge.sources.base import Listed, Read
@@ -97,7 +98,7 @@ def page_by_time(fetch: Fetch, after: str | None, since: datetime | None, *, cho
     while page.records and not any(map(place.unread, page.records)):
         number += 1
         before, page = page, ordered(place.floor, number)
-        if [one.key for one in page.records] == [one.key for one in before.records]:
+        if _keys(page) == _keys(before):
             break  # behind its last page, this CRM gives that again
     unread = [record for record in page.records if place.unread(record)]
     if not unread:
@@ -121,20 +122,34 @@ def _beginning(fetch: Fetch, since: datetime | None, *, chooses: bool) -> Place:
 def _page_of(fetch: Fetch, since: datetime) -> int:
     """Return the last page that begins before *since*, or the first; of 1,000 in 20 calls."""
 
-    def begins_before(number: int) -> bool:
-        records = fetch(None, number).records
-        return bool(records) and _at(records[0]) < since
+    def begins_before(page: Page) -> bool:
+        return bool(page.records) and _at(page.records[0]) < since
 
-    low, high = 1, 2
-    while high < MOST_PAGES and begins_before(high):
-        low, high = high, high * 2
+    low, page = 1, fetch(None, 1)
+    high, further = 2, fetch(None, 2)
+    while begins_before(further) and high < MOST_PAGES:
+        if _keys(further) == _keys(page):  # the last page, which is given for every number behind its own
+            return _first(low // 2, low, partial(_is, fetch, page))
+        low, page = high, further
+        high *= 2
+        further = fetch(None, high)
+    return _first(low, high, lambda number: not begins_before(fetch(None, number))) - 1
+
+
+def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """Return the first number above *low* for which something *holds*, as it does for *high* and all above."""
     while high - low > 1:
         middle = (low + high) // 2
-        if begins_before(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _is(fetch: Fetch, page: Page, number: int) -> bool:
+    return _keys(fetch(None, number)) == _keys(page)
+
+
+def _keys(page: Page) -> list[RecordKey]:
+    return [record.key for record in page.records]
 
 
 def read_id(reply: Reply, word: str = "read") -> str:

@@ -80,7 +80,7 @@ def test_where_contacts_are_read_a_body_is_a_hint_only() -> None:
 
 
 def test_what_is_empty_in_a_body_never_reads_as_cleared() -> None:
-    empty = {
+    empty: dict[str, Any] = {
         "email": "",
         "first_name": None,
         "tags": [],
@@ -438,7 +438,8 @@ def test_without_a_key_nothing_is_listed_or_written() -> None:
     settings = Settings((Secret("t"),), "acme.myfreshworks.com")
     assert SOURCE.lister is not None
     assert SOURCE.writer is not None
-    assert SOURCE.lister("crm", settings) is SOURCE.writer("crm", settings) is None
+    assert SOURCE.lister("crm", settings) is None
+    assert SOURCE.writer("crm", settings) is None
     assert SOURCE.registrar is None
 
 
