@@ -7,6 +7,7 @@ from bridge.sources import (
     attio,
     calendly,
     close,
+    copper,
     dynamics365,
     form_scheme,
     freshsales,
@@ -48,5 +49,6 @@ SOURCES = {
         json_scheme.SOURCE,
         freshsales.SOURCE,
         form_scheme.SOURCE,
+        copper.SOURCE,
     )
 }
