@@ -29,11 +29,13 @@ from bridge.sources import (
 SOURCES = {
     source.name: source
     for source in (
-        dynamics365.SOURCE,
         activecampaign.SOURCE,
         attio.SOURCE,
         calendly.SOURCE,
         close.SOURCE,
+        copper.SOURCE,
+        dynamics365.SOURCE,
+        freshsales.SOURCE,
         hubspot.SOURCE,
         intercom.SOURCE,
         keap.SOURCE,
@@ -47,8 +49,6 @@ SOURCES = {
         standard_webhooks.SOURCE,
         hmac_scheme.SOURCE,
         json_scheme.SOURCE,
-        freshsales.SOURCE,
         form_scheme.SOURCE,
-        copper.SOURCE,
     )
 }
