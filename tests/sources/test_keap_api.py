@@ -425,6 +425,8 @@ def test_registering_twice_makes_one_verified_hook_for_each_event(switches: Mapp
         assert one.fake.hooks["7"] == other
         assert TOKEN not in " ".join([*first.done, *second.done])
         assert not first.secrets
+        # Nobody is told when Keap makes one inactive, so the worker looks before long.
+        assert first.expires_at == THEN + timedelta(hours=2)
 
 
 def test_a_hook_that_became_inactive_is_verified_anew_and_a_second_one_removed() -> None:

@@ -217,8 +217,8 @@ SOURCE = SourceType(
         "`contact.delete`, and for tags where a rule reads one, and says of each whether Keap has verified it. "
         "Keap has no page for hooks: by hand it is a `POST` to `/crm/rest/v1/hooks` for each event, with "
         "`eventKey` and `hookUrl`.",
-        "After an outage of more than half an hour run `bridge register {name}` again: Keap makes a hook inactive "
-        "after four failures, and that verifies it anew.",
+        "Leave the rest to the worker: Keap makes a hook inactive after four failures within half an hour, so the "
+        "worker looks every hour and has it verified anew. `bridge register {name}` does so at once.",
     ),
     manual="https://developer.keap.com/rest-hook-documentation/",
     lister=_account,

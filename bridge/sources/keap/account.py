@@ -26,6 +26,7 @@ PAGE = 200  # Keap gives up to 1,000; so many whole contacts may be too large an
 OVERLAP = 20  # contacts that are read again on the next page
 CALLS_MAX = 1_000  # for one page
 SINCE_OVERLAP = timedelta(minutes=5)
+LOOKED_AFTER = timedelta(hours=2)  # hooks that Keap may have made inactive
 
 CONTACT_EVENTS = ("contact.add", "contact.edit", "contact.delete")
 TAG_EVENTS = ("contactGroup.applied", "contactGroup.removed")
@@ -169,7 +170,8 @@ class Account:
     def register(self, api: Api, url: str, fields: Sequence[str], now: datetime) -> Registration:
         """See `Registrar.register`. One hook for each event; one that is not verified is verified now.
 
-        Keap asks the URL a question each time, which whoever serves it answers: see `handshake`.
+        Keap asks the URL a question each time, which whoever serves it answers: see `handshake`. A hook lasts
+        until it fails four times within half an hour, and nobody is told: so it is registered again before long.
         """
         wanted = [*CONTACT_EVENTS, *(TAG_EVENTS if any(name.startswith("tag_") for name in fields) else ())]
         known = self._event_keys(api)
@@ -182,7 +184,7 @@ class Account:
             hooks = [hook for hook in ours if hook.get("eventKey") == event]
             done.append(self._put_right(api, url, event, hooks[0] if hooks else None))
             done += [self._delete(api, hook) for hook in hooks[1:]]  # each would send everything once more
-        return Registration(done)
+        return Registration(done, expires_at=now + LOOKED_AFTER)
 
     def _put_right(self, api: Api, url: str, event: str, hook: Row | None) -> str:
         if hook is not None and _is_verified(hook):
