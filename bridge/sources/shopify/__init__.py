@@ -290,7 +290,7 @@ class _Sent:
         Of two customers of one second the one that was sent later counts. What was read counts more: "r".
         """
         sent_at = customers.moment_or_none(self.headers.get(TRIGGERED_AT, "").strip())
-        return Version(at, f"{iso(sent_at) if sent_at else ''}:{self.content[:16]}")
+        return Version(at, f"{iso(sent_at) if sent_at else '-'}:{self.content[:16]}")
 
 
 def _disagreement(sent: _Sent) -> str:
