@@ -21,6 +21,8 @@ from bridge.pipeline import catching_up
 from bridge.sources.base import Listed, Read
 from bridge.store.protocol import Filter
 from tests.platforms import Bench, Platforms, open_bench, person, serve_platforms, signed, webhook
+from tests.stage import Stage
+from tests.test_pages_overview import text_of
 
 PAGE = 10
 
@@ -235,3 +237,21 @@ def test_the_worker_reconciles_by_itself(bench: Bench) -> None:
     begun = bench.store.catch_up("shop", RECONCILE)
     assert begun is not None
     assert begun.state is Progress.DONE
+
+
+def test_the_pages_say_how_it_stands(own_stage: Stage, people: List, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = own_stage.store, utc_now()
+    shop = own_stage.config.sources["shop"]
+    listing = replace(shop.type, lister=lambda name, settings: people, read_base_url=lambda settings: "http://x")
+    monkeypatch.setitem(own_stage.config.sources, "shop", replace(shop, type=listing))
+    with own_stage.session("viewer") as session:
+        assert "reads every contact of the CRM" in text_of(session.page("/sources"))
+        begun = catching_up.backfill("shop", "ann", SHARE, now)
+        store.start_catch_up(catch_up.asked(replace(begun, seen=100, total=900), "Too many.", now))
+        store.start_catch_up(
+            replace(begun, kind=RECONCILE, state=Progress.DONE, since=now, seen=3, missed=2, due_at=None)
+        )
+        told = text_of(session.page("/sources"))
+    assert "waits for a person: 100 of 900 contacts read" in told
+    assert "bridge backfill shop --yes" in told
+    assert "2 changes no webhook had told of" in told

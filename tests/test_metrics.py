@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,19 @@ from bridge import schedule
 from bridge.database import Database
 from bridge.errors import DeliveryFailed, Retryable
 from bridge.lanes import deliver_lane
-from bridge.model import Delivery, Exchange, Receipt, RecordKey, utc_now
+from bridge.model import (
+    BACKFILL,
+    RECONCILE,
+    REGISTRATION,
+    AuditEntry,
+    CatchUp,
+    Delivery,
+    Exchange,
+    Progress,
+    Receipt,
+    RecordKey,
+    utc_now,
+)
 from bridge.store.protocol import Attempt, Health, TargetStatus, Ticket
 from bridge.web.health import nothing_known
 from bridge.web.metrics import StoreCollector
@@ -200,6 +213,12 @@ def names(site: Site) -> set[str]:
     site.process()
     push(site, 1, ms=40, calls=1, error=Retryable("Away."))
     push(site, 1, ms=40, calls=1, later=timedelta(hours=1))
+    now = utc_now()
+    begun = CatchUp("shop", RECONCILE, "1", now, now, "bridge", state=Progress.DONE)
+    site.store.start_catch_up(begun)
+    site.store.start_catch_up(replace(begun, kind=BACKFILL))
+    site.store.start_catch_up(replace(begun, kind=REGISTRATION, since=now + timedelta(days=1)))
+    site.store.note([AuditEntry(now, "contact", "missed", "", source="shop", source_id="1")])
     return set(scrape(site))
 
 

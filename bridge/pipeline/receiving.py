@@ -28,13 +28,14 @@ def receive(connection: SourceConnection, request: InboundRequest, now: datetime
         log.bug("inbound.parser_failed", error, source=connection.name)
         reason = f"Bridge failed to read it ({type(error).__name__}, a bug). It is kept for reprocessing."
         outcome = Outcome.ACCEPTED  # the worker will say the same, and the sender need not retry
+    kept = genuine.request  # without what it proved itself with, where that stands in the body
     return NewInbound(
         source=connection.name,
         received_at=now,
-        method=request.method,
-        url=request.url,
-        headers=connection.type.keeps(request.headers),
-        body=request.body,
+        method=kept.method,
+        url=kept.url,
+        headers=connection.type.keeps(kept.headers),
+        body=kept.body,
         event_keys=keys,
         outcome=outcome,
         reason=reason,

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bridge.errors import StoreUnavailable
+from bridge.model import BACKFILL, RECONCILE, REGISTRATION, CatchUp, Progress
 from bridge.store.looking import Activity, Latency, Queue
 from bridge.store.protocol import Health, SourceStatus, Store
 
@@ -44,6 +45,7 @@ class StoreCollector(Collector):
             # All that is read first: half an answer would look like a drop to nothing.
             told = [
                 *_health(self._store.health(now), now),
+                *_catch_ups(self._store.catch_ups(), now),
                 *_queues(self._store.queues(now), self._bursts, now),
                 *_totals(self._store.totals()),
                 _times(
@@ -134,6 +136,33 @@ def _sources(sources: Sequence[SourceStatus], now: datetime) -> Iterator[Metric]
     )
 
 
+def _catch_ups(found: Sequence[CatchUp], now: datetime) -> Iterator[Metric]:
+    """Yield how it stands with backfills, reconciliations and registrations."""
+    asking = [((one.source,), float(one.state is Progress.ASKING)) for one in found if one.kind == BACKFILL]
+    yield _gauges(
+        "bridge_catch_up_asking",
+        "1 while a backfill waits for a person, who is to say whether so much may be changed.",
+        ["source"],
+        asking,
+    )
+    yield _gauges(
+        "bridge_reconciled_seconds",
+        "Time since changes of the source's CRM were last looked for.",
+        ["source"],
+        [((one.source,), seconds_since(one.started_at, now)) for one in found if one.kind == RECONCILE],
+    )
+    yield _gauges(
+        "bridge_registration_left_seconds",
+        "Time until the source's registration at its CRM ends, unless it is renewed before.",
+        ["source"],
+        [
+            ((one.source,), max(0.0, (one.since - now).total_seconds()))
+            for one in found
+            if one.kind == REGISTRATION and one.since is not None
+        ],
+    )
+
+
 def _queues(queues: Sequence[Queue], bursts: Mapping[str, int], now: datetime) -> Iterator[Metric]:
     yield _gauges(
         "bridge_backlog_age_seconds",
@@ -175,8 +204,11 @@ def _totals(totals: Iterable[Activity]) -> Iterator[Metric]:
     calls: Counter[tuple[str, ...]] = Counter()
     changes: Counter[tuple[str, ...]] = Counter()
     pushes: Counter[tuple[str, ...]] = Counter()
+    missed: Counter[tuple[str, ...]] = Counter()
     for one in totals:
         target = one.target or ""
+        if one.kind == "contact" and one.outcome == "missed":
+            missed[one.source or "",] += one.count
         if one.kind == "announced":
             changes[target,] += one.count
         if one.kind != "delivery":
@@ -194,6 +226,12 @@ def _totals(totals: Iterable[Activity]) -> Iterator[Metric]:
     yield _counters("bridge_calls", "HTTP calls made to the target.", ["target"], calls.items())
     yield _counters(
         "bridge_changes", "Changes in the CRM that were to reach the target.", ["target"], changes.items()
+    )
+    yield _counters(
+        "bridge_missed_changes",
+        "Changes that reconciling found and no webhook had told of.",
+        ["source"],
+        missed.items(),
     )
     yield _gauges(
         "bridge_pushes_saved",

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from bridge.errors import BadPayload, BadSignature, ConfigError, SourceUnavailable
 from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Secret, Value, Verified, iso
 from bridge.outbound import Api
+from bridge.pipeline import receive
 from bridge.sources import SOURCES, hmac_scheme, hubspot, pipedrive, standard_webhooks
 from bridge.sources.base import Genuine, Proof, Source, event_types
 from bridge.sources.payload import MAX_ITEMS, Payload
@@ -92,6 +93,15 @@ def test_a_stored_receipt_says_the_same_as_the_request_did(path: Path) -> None:
     assert source.parse(stored, NOW) == source.parse(genuine, NOW)
     assert not {name for name in kept if "signature" in name and "version" not in name}
     assert "authorization" not in kept
+
+
+@recordings
+def test_what_is_stored_is_what_its_check_leaves_of_it(path: Path) -> None:
+    """A credential that stands in the body is not kept."""
+    source, request = recorded(path)
+    signed = source.sign(request, NOW)
+    stored = receive(connection(path.parent.name), signed, NOW)
+    assert stored.body == source.verify(signed, NOW).request.body
 
 
 @recordings

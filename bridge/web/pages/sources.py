@@ -13,7 +13,7 @@ from flask.typing import ResponseReturnValue
 from bridge import log, pipeline
 from bridge.config import SourceConnection
 from bridge.errors import BadSignature, ConfigError
-from bridge.model import AuditEntry, InboundRequest, RecordKey
+from bridge.model import BACKFILL, RECONCILE, REGISTRATION, AuditEntry, CatchUp, InboundRequest, RecordKey
 from bridge.sources.recording import of_body
 from bridge.sources.sampling import Sampling
 from bridge.store.looking import Role
@@ -66,6 +66,10 @@ class Item:
     reasons: Sequence[Reason]
     targets: Sequence[str]  # that its routes lead to
     reads: bool  # whole contacts are read from the CRM
+    lists: bool  # so can all of them
+    backfill: CatchUp | None
+    reconcile: CatchUp | None
+    registration: CatchUp | None
 
     @property
     def refused_shown(self) -> int:
@@ -121,6 +125,10 @@ def _item(site: Site, connection: SourceConnection, status: SourceStatus, now: d
         reasons=reasons_of(site.store.refusals(connection.name)),
         targets=[route.target for route in site.config.routes_of(connection.name)],
         reads=connection.source.can_read(),
+        lists=connection.lister() is not None,
+        backfill=site.store.catch_up(connection.name, BACKFILL),
+        reconcile=site.store.catch_up(connection.name, RECONCILE),
+        registration=site.store.catch_up(connection.name, REGISTRATION),
     )
 
 

@@ -67,6 +67,7 @@ class Item:
     queue: Queue
     quota: Quota
     lanes: int
+    feedback: bool  # its own webhooks tell of consent
     counts: Mapping[State, int]  # by state; only those that there are
 
     @property
@@ -98,6 +99,7 @@ def _item(connection: TargetConnection, seen: Health, status: TargetStatus, queu
         queue=queue,
         quota=_quota(connection, queue, now),
         lanes=connection.lanes,
+        feedback=connection.type.feedback is not None,
         counts={state: many for state, many in counts.items() if many},
     )
 
