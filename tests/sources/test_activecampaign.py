@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -205,6 +206,31 @@ def test_numbers_of_contacts_are_one_however_they_are_written() -> None:
 def test_what_activecampaign_never_sends_is_a_bad_payload(body: bytes) -> None:
     with pytest.raises(BadPayload):
         parse_body(PLAIN, body)
+
+
+NAMES = (
+    "type", "date_time", "contact[id]", "contact[email]", "contact[tags]", "contact[fields][3]", "contact[",
+    "contact[fields][7][]", "contact[fields][\x00]", "contact[customer_acct_name]", "tag", "initiated_from",
+    "list", "list[][id]",
+)  # fmt: skip
+texts = st.binary(max_size=8) | st.sampled_from([b"subscribe", b"unsubscribe", b"7", b"0", b"||a||", AT.encode()])
+
+
+@given(pairs=st.lists(st.tuples(st.sampled_from(NAMES), texts), max_size=10))
+@few
+def test_any_form_ends_in_a_bad_payload_or_an_event_that_can_be_stored(pairs: list[tuple[str, bytes]]) -> None:
+    try:
+        found = only(PLAIN, urlencode(pairs).encode())
+    except BadPayload:
+        return
+    assert bool(found.changes) + bool(found.ignored) + bool(found.unreadable) == 1
+    for one in found.changes:
+        stored = json.dumps(
+            [one.key.source_id, dict(one.fields), one.account], allow_nan=False, ensure_ascii=False
+        )
+        assert "\\u0000" not in stored
+        assert "\ufffd" not in json.dumps(dict(one.fields), ensure_ascii=False)
+        stored.encode()
 
 
 def test_there_is_no_event_that_deletes() -> None:

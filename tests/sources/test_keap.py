@@ -123,6 +123,32 @@ def test_what_keap_never_sends_is_a_bad_payload(body: bytes) -> None:
         parse_body(PLAIN, body)
 
 
+odd: st.SearchStrategy[object] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(AT) | st.just([{}])
+)
+items = st.dictionaries(st.sampled_from(["id", "timestamp", "apiUrl", "contact_details"]), odd, max_size=4) | odd
+hooks = st.fixed_dictionaries(
+    {"event_key": st.sampled_from(["contact.edit", "contact.delete", "contactGroup.applied", "x"]) | odd},
+    optional={"object_keys": st.lists(items, max_size=4) | odd, "object_type": odd},
+)
+
+
+@given(body=hooks | st.lists(hooks, max_size=2))
+@few
+def test_any_hook_ends_in_a_bad_payload_or_events_that_can_be_stored(body: object) -> None:
+    try:
+        events = parse_body(PLAIN, body)
+    except BadPayload as error:
+        assert str(error).endswith(".")
+        return
+    assert events
+    assert len({event.key for event in events}) == len(events)
+    for event in events:
+        assert bool(event.changes) + bool(event.ignored) + bool(event.unreadable) == 1
+        assert all(change.version.occurred_at <= NOW + timedelta(minutes=5) for change in event.changes)
+        json.dumps([[change.key.source_id, dict(change.fields)] for change in event.changes]).encode()
+
+
 @pytest.mark.parametrize(
     "more",
     [{"access": "api_key"}, {"access": "bearer", "token": Secret(" ")}, {"access": "none", "token": Secret("t")}],
