@@ -25,8 +25,6 @@ CONTACTS = "/crm/v3/objects/contacts"
 READ_SCOPE = "crm.objects.contacts.read"
 WRITE_SCOPE = "crm.objects.contacts.write"
 LISTED = 100  # a page; the most that a list of all gives
-# What the search knows is some seconds old: what changed just before the moment asked for is listed with the rest.
-LAG = timedelta(minutes=2)
 CODE = re.compile(r"[A-Z_]{1,60}")
 MODIFIED = "lastmodifieddate"
 ID = "hs_object_id"
@@ -178,7 +176,8 @@ class ContactLister:
     What changed is searched for. A search gives no more than 10,000 contacts, sorts by one property only, and
     counts its pages by position, so that a contact that changes meanwhile shifts all behind it. Therefore every
     page is a search of its own, from the moment at which the last one ended; and where all of a page changed in
-    one and the same millisecond, as those of an import do, that millisecond is gone through by id.
+    one and the same millisecond, as those of an import do, that millisecond is gone through by id. A search knows
+    of a change only some seconds later.
     https://developers.hubspot.com/docs/api/crm/search
     """
 
@@ -201,7 +200,7 @@ class ContactLister:
 
     def _changed(self, api: Api, names: Sequence[str], after: str | None, since: datetime) -> Listed:
         place = parts_of(after)
-        from_ms = place.get("from_ms", _milliseconds(since - LAG))
+        from_ms = place.get("from_ms", _milliseconds(since))
         among = place.get("among")  # None: of any later moment; else of this one, with a greater id
         filters = [_filter(MODIFIED, "GTE", from_ms)]
         if among is not None:

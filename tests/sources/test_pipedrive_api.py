@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from bridge.contact import merge
 from bridge.errors import SourceUnavailable
-from bridge.model import RecordKey, Secret
+from bridge.model import Change, Contact, Kind, RecordKey, Secret
 from bridge.outbound import Api, new_session
 from bridge.sources import pipedrive_api
 from bridge.sources.base import BatchUnreadable, Lister, Read, Registrar, Writer
@@ -147,6 +148,24 @@ def test_what_campaigns_knows_is_asked_for_and_missed_by_nobody(campaigns: str) 
         one.fake.calls.clear()
         one.read(ada, fields=("name",))
         assert "include_fields" not in one.fake.calls[0].path
+
+
+def test_who_unsubscribes_is_known_to_although_the_time_of_the_last_update_stays() -> None:
+    with company() as one:
+        ada = one.fake.add()
+        read: tuple[str, ...] = ("name", "marketing_status")
+        contact = Contact(RecordKey("crm", str(ada)))
+        for status, known in (
+            ("subscribed", "subscribed"),
+            ("unsubscribed", "unsubscribed"),
+            ("subscribed", "unsubscribed"),
+        ):
+            one.fake.persons[ada]["marketing_status"] = status
+            (told,) = one.read(ada, fields=read)
+            assert told.fields is not None
+            assert told.version is not None
+            contact = merge(contact, Change(told.key, Kind.CHANGED, told.version, told.fields))
+            assert contact.fields["marketing_status"].value == known
 
 
 def test_more_custom_fields_than_can_be_named_all_come() -> None:
