@@ -24,7 +24,7 @@ from tests.sources.kit import BASE_URL, NOW, connection, connection_of, only, pa
 BASE = "https://acme.api-us1.com"
 AT, LATER = "2026-09-21T09:13:20-05:00", "2026-09-21T09:13:21-05:00"
 PLAIN = ActiveCampaign("crm", Settings(BASE))
-few = settings(max_examples=50, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 
 
 def event(

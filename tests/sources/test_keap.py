@@ -25,7 +25,7 @@ from tests.web_site import Site, open_site, write_config
 AT = "2026-09-21T14:13:20Z"
 SECRET = "f2a1d3c4b5"
 PLAIN = Keap("crm", Settings("none"))
-few = settings(max_examples=50, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 
 
 def hook(event: str, *keys: Any) -> dict[str, Any]:
