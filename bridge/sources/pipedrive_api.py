@@ -99,8 +99,8 @@ def _as_read(key: RecordKey, person: Mapping[str, Any] | None, names: Collection
         problem = "Pipedrive's answer does not say when the person was last changed."
         return Read(key, key, None, None, problem=problem)
     said = {name: value for name, value in fields_of(person).items() if name in names}
-    # Whether unsubscribing counts as an update of the person is not documented. If not, the time stays as it was, and
-    # of two reads with one time this one must count.
+    # Whether unsubscribing counts as an update of the person is not documented. If not, the time stays as it was,
+    # and of two reads with one time this one must count.
     order = f"read:{UNSUBSCRIBED}" if person.get(MARKETING) == UNSUBSCRIBED else "read"
     return Read(key, key, said, Version(changed_at, order))
 

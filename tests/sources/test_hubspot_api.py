@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridge.demo.fakes import hubspot as fake_hubspot
 from bridge.demo.fakes.hubspot import HubSpot as Fake
 from bridge.errors import SourceUnavailable
 from bridge.model import RecordKey, Secret
@@ -27,6 +28,8 @@ FIELDS = ("email", "phone")
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubspot_api, "LISTED", PAGE)
+    # HubSpot's 10,000: whoever asks for the second page of a search is refused.
+    monkeypatch.setattr(fake_hubspot, "SEARCH_WINDOW", PAGE)
 
 
 def configured(base_url: str = "", **more: Any) -> Settings:
