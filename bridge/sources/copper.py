@@ -68,7 +68,7 @@ class Pairs:
 class Settings:
     """The subscriptions of a Copper account."""
 
-    tokens: tuple[Secret, ...] = field(
+    secrets: tuple[Secret, ...] = field(
         metadata={"help": "what notifications show in X-Bridge-Token; several while it is changed: new first"}
     )
     user_email: str = field(
@@ -107,8 +107,8 @@ class Copper:
         self._settings = settings
         with Complaints() as complaints:
             with complaints.look():
-                self._tokens = shown.tokens(settings.tokens)
-            complaints.unless(bool(settings.tokens), "tokens: at least one is needed, or anyone could send")
+                self._shown = shown.in_header(settings.secrets)
+            complaints.unless(bool(settings.secrets), "secrets: at least one is needed, or anyone could send")
             with complaints.look():
                 self._pairs = _pairs(settings.pairs)
             complaints.unless(bool(settings.user_email.strip()), "user_email: it is empty")
@@ -127,22 +127,22 @@ class Copper:
         own, others = self._own_pair(body), self._other_pairs(body)
         if own == WRONG or WRONG in others:
             raise BadSignature("A pair in the body is not the configured one.")
-        if self._tokens.header in request.headers:
-            index = self._tokens.match(request)
+        if self._shown.header in request.headers:
+            index = self._shown.match(request)
         elif own is not None:
             index = own
         elif others and None not in others:
-            index = len(self._tokens.values)
+            index = len(self._shown.values)
         else:
             raise BadSignature("Neither the header nor the pairs in the body are the configured ones.")
-        return Genuine(Verified(_without_secrets(shown.without(request, self._tokens.header), body)), index)
+        return Genuine(Verified(_without_secrets(shown.without(request, self._shown.header), body)), index)
 
     def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
-        return self._tokens.show(request)
+        return self._shown.show(request)
 
     def _own_pair(self, body: Mapping[str, Any]) -> int | None:
-        """Return which token bridge's own pair shows, `WRONG` where it is none; None: there is no such pair."""
-        found = [shown.same(value, self._tokens.values) for value in _found(body, OWN_PAIR)]
+        """Return which secret bridge's own pair shows, `WRONG` where it is none; None: there is no such pair."""
+        found = [shown.same(value, self._shown.values) for value in _found(body, OWN_PAIR)]
         if not found:
             return None
         return found[0][0] if all(found) else WRONG
@@ -319,9 +319,9 @@ def _account(name: str, settings: Settings) -> Account | None:
     """Return the account, where its API can be called."""
     if settings.token is None:
         return None
-    tokens = tuple(token.reveal().strip() for token in settings.tokens)
+    secrets = tuple(secret.reveal().strip() for secret in settings.secrets)
     return Account(
-        name, settings.token.reveal().strip(), settings.user_email.strip(), tokens, settings.opt_out_value
+        name, settings.token.reveal().strip(), settings.user_email.strip(), secrets, settings.opt_out_value
     )
 
 
@@ -346,7 +346,7 @@ SOURCE = SourceType(
     },
     steps=(
         "Make a long random text, for instance with `openssl rand -hex 32`, and put it into the environment "
-        "variable that `bridge.toml` names under `tokens`.",
+        "variable that `bridge.toml` names under `secrets`.",
         "In Copper open *Settings → Integrations → API Keys*, as a user who sees everybody, and choose *Generate "
         "API key*. Put it into the environment variable that `bridge.toml` names under `token`, and that user's "
         "e-mail address into `user_email`.",

@@ -80,7 +80,7 @@ class Account:
     name: str
     key: str = field(repr=False)
     user_email: str
-    tokens: Sequence[str] = field(repr=False)  # what notifications show
+    secrets: Sequence[str] = field(repr=False)  # what notifications show
     opt_out_value: bool | str = True
 
     @property
@@ -159,7 +159,7 @@ class Account:
 
     def register(self, api: Api, url: str, fields: Sequence[str], now: datetime) -> Registration:
         """See `Registrar.register`. Three subscriptions: of each, Copper tells one kind of event."""
-        wanted = {"headers": {HEADER: self.tokens[0]}, "secret": {"bridge_token": self.tokens[0]}}
+        wanted = {"headers": {HEADER: self.secrets[0]}, "secret": {"bridge_token": self.secrets[0]}}
         own = [one for one in self._subscriptions(api, url) if one.get("type") == "person"]
         done = []
         for event, whom in EVENTS.items():
@@ -174,7 +174,7 @@ class Account:
                 # What it shows is another token, or Copper does not say.
                 self._call(api, "PUT", f"/webhooks/{_number(found)}", {"target": url, **wanted})
                 done.append(
-                    f"Copper tells of {whom}: subscription {_number(found)} now shows the first of the tokens."
+                    f"Copper tells of {whom}: subscription {_number(found)} now shows the first of the secrets."
                 )
         return Registration(done)
 

@@ -56,7 +56,7 @@ KNOWN_FIELDS = (
 class Settings:
     """The workflows of a Freshsales account."""
 
-    tokens: tuple[Secret, ...] = field(
+    secrets: tuple[Secret, ...] = field(
         metadata={"help": "what the webhooks show in X-Bridge-Token; several while it is changed: new first"}
     )
     domain: str = field(metadata={"help": "the host of the account", "example": "acme.myfreshworks.com"})
@@ -100,8 +100,8 @@ class Freshsales:
         self._account = settings.account.strip() if settings.account else None
         with Complaints() as complaints:
             with complaints.look():
-                self._tokens = shown.tokens(settings.tokens)
-            complaints.unless(bool(settings.tokens), "tokens: at least one is needed, or anyone could send")
+                self._shown = shown.in_header(settings.secrets)
+            complaints.unless(bool(settings.secrets), "secrets: at least one is needed, or anyone could send")
             complaints.unless(
                 bool(_HOST.fullmatch(settings.domain)), "domain: this is no host such as acme.myfreshworks.com"
             )
@@ -109,11 +109,11 @@ class Freshsales:
             complaints.unless(not empty, "token: it is empty; leave the key out if contacts are not to be read")
 
     def verify(self, request: InboundRequest, now: datetime) -> Genuine:
-        index = self._tokens.match(request)
-        return Genuine(Verified(shown.without(request, self._tokens.header)), index)
+        index = self._shown.match(request)
+        return Genuine(Verified(shown.without(request, self._shown.header)), index)
 
     def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
-        return self._tokens.show(request)
+        return self._shown.show(request)
 
     # --- parsing -----------------------------------------------------------------------------------------
 
@@ -391,7 +391,7 @@ SOURCE = SourceType(
     },
     steps=(
         "Make a long random text, for instance with `openssl rand -hex 32`, and put it into the environment "
-        "variable that `bridge.toml` names under `tokens`.",
+        "variable that `bridge.toml` names under `secrets`.",
         "In Freshsales click your picture, then *Settings → API Settings*, as a user who sees every contact. Copy "
         "the API key into the environment variable that `bridge.toml` names under `token`, and the host of the "
         "account into `domain`.",

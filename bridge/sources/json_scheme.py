@@ -31,16 +31,16 @@ class Login:
 class Settings:
     """A sender of JSON that shows a token, or a password."""
 
-    tokens: tuple[Secret, ...] = field(
+    secrets: tuple[Secret, ...] = field(
         metadata={
             "help": "what the sender shows in the header; new first, old next; [] where it can show none, and "
             "then login or require_token is needed"
         }
     )
-    header: str = field(default=shown.HEADER, metadata={"help": "the header that shows a token"})
-    prefix: str = field(default="", metadata={"help": "what stands before the token: 'Bearer '"})
+    header: str = field(default=shown.HEADER, metadata={"help": "the header that shows a secret"})
+    prefix: str = field(default="", metadata={"help": "what stands before the secret: 'Bearer '"})
     login: Login | None = field(
-        default=None, metadata={"help": "user and passwords of HTTP Basic, either of which is as good as a token"}
+        default=None, metadata={"help": "user and passwords of HTTP Basic, either of which is as good as a secret"}
     )
     payload: Payload = field(default_factory=Payload)
     require_token: bool = field(
@@ -54,40 +54,40 @@ class Shown(Declared):
     def __init__(self, name: str, settings: Settings, content: Callable[[InboundRequest], Any]) -> None:
         with Complaints() as complaints:
             with complaints.look():
-                self._tokens = shown.tokens(settings.tokens, settings.header, settings.prefix)
+                self._shown = shown.in_header(settings.secrets, settings.header, settings.prefix)
             with complaints.look():
                 self._logins = _logins(settings.login)
             with complaints.look():
                 super().__init__(name, settings.payload, content)
             complaints.unless(
-                bool(settings.tokens or settings.login) or settings.require_token,
-                "require_token: without tokens and login nothing else proves a request: give one of them, or "
+                bool(settings.secrets or settings.login) or settings.require_token,
+                "require_token: without secrets and login nothing else proves a request: give one of them, or "
                 "write require_token = true",
             )
 
     def verify(self, request: InboundRequest, now: datetime) -> Genuine:
         """See `Source.verify`. Where nothing is shown, the URL's token is the proof, which is checked before."""
-        return Genuine(Verified(shown.without(request, self._tokens.header)), self._index(request, now))
+        return Genuine(Verified(shown.without(request, self._shown.header)), self._index(request, now))
 
     def _index(self, request: InboundRequest, now: datetime) -> int:
-        if not self._tokens.values and not self._logins:
+        if not self._shown.values and not self._logins:
             return 0
         reason: BadSignature | None = None
-        if self._tokens.values:
+        if self._shown.values:
             try:
-                return self._tokens.match(request)
+                return self._shown.match(request)
             except BadSignature as error:
                 reason = error
         if self._logins:
             try:
-                return len(self._tokens.values) + signing.verify(request, self._logins, now).index
+                return len(self._shown.values) + signing.verify(request, self._logins, now).index
             except BadSignature as error:
                 reason = reason or error
         raise reason or BadSignature("The request shows nothing.")
 
     def sign(self, request: InboundRequest, now: datetime) -> InboundRequest:
-        if self._tokens.values:
-            return self._tokens.show(request)
+        if self._shown.values:
+            return self._shown.show(request)
         return signing.sign(request, self._logins[0], now) if self._logins else request
 
 
@@ -102,11 +102,11 @@ def _logins(login: Login | None) -> tuple[signing.Credential, ...]:
 
 STEPS = (
     "Make a long random text, for instance with `openssl rand -hex 32`, and put it into the environment variable "
-    "that `bridge.toml` names under `tokens`.",
+    "that `bridge.toml` names under `secrets`.",
     "In the sender add a webhook with the method POST, the URL that `bridge url {name}` prints, the format %s, "
     "and a header of its own: `X-Bridge-Token` with that text as its value.",
     "Where the sender can show a user and a password only, give them under `login`. Where it can show nothing, "
-    "write `tokens = []` and `require_token = true`: the URL is the secret then.",
+    "write `secrets = []` and `require_token = true`: the URL is the secret then.",
 )
 
 SOURCE = SourceType(

@@ -20,10 +20,10 @@ _VISIBLE = re.compile(r"[\x20-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """The tokens of which a request shows one in *header* (lower-case), after *prefix* in any case of letters.
+class HeaderSecret:
+    """The secrets of which a request shows one in *header* (lower-case), after *prefix* in any case of letters.
 
-    Made by `tokens`.
+    Made by `in_header`.
     """
 
     header: str
@@ -31,7 +31,7 @@ class Tokens:
     prefix: str = ""
 
     def match(self, request: InboundRequest) -> int:
-        """Return which token *request* shows, from 0; every one is compared.
+        """Return which of them *request* shows, from 0; every one is compared.
 
         Raises:
             BadSignature: it shows none of them. The message never quotes what was sent.
@@ -39,20 +39,20 @@ class Tokens:
         given = request.headers.get(self.header, "")
         if not given:
             raise BadSignature(f"The header {self.header} is missing.")
-        start, shown = given[: len(self.prefix)], given[len(self.prefix) :]
-        matches = same(shown, self.values)
+        start, text = given[: len(self.prefix)], given[len(self.prefix) :]
+        matches = same(text, self.values)
         if start.lower() != self.prefix.lower() or not matches:
-            raise BadSignature(f"The header {self.header} holds none of the configured tokens.")
+            raise BadSignature(f"The header {self.header} holds none of the configured secrets.")
         return matches[0]
 
     def show(self, request: InboundRequest) -> InboundRequest:
-        """Return *request* as a sender with the first token makes it."""
-        shown = f"{self.prefix}{self.values[0].decode()}"
-        return replace(request, headers={**request.headers, self.header: shown})
+        """Return *request* as a sender with the first of them makes it."""
+        text = f"{self.prefix}{self.values[0].decode()}"
+        return replace(request, headers={**request.headers, self.header: text})
 
 
-def tokens(given: Sequence[Secret], header: str = HEADER, prefix: str = "") -> Tokens:
-    """Return the tokens that stand under ``tokens`` in a section of the configuration.
+def in_header(given: Sequence[Secret], header: str = HEADER, prefix: str = "") -> HeaderSecret:
+    """Return what stands under ``secrets`` in a section of the configuration.
 
     Raises:
         ValueError: one is unusable, or *header* is; a line for each, beginning with its key.
@@ -61,20 +61,20 @@ def tokens(given: Sequence[Secret], header: str = HEADER, prefix: str = "") -> T
     with Complaints() as complaints:
         complaints.unless(bool(_NAME.fullmatch(header)), "header: this is no name of a header")
         for value in values:
-            complaints.unless(bool(value), "tokens: one is empty: anyone could send with it")
+            complaints.unless(bool(value), "secrets: one is empty: anyone could send with it")
             complaints.unless(
                 bool(_VISIBLE.fullmatch(value)) or not value,
-                "tokens: one holds letters that no header has; use plain letters, digits and signs",
+                "secrets: one holds letters that no header has; use plain letters, digits and signs",
             )
         plain = not prefix or bool(_VISIBLE.fullmatch(prefix))
         complaints.unless(plain, "prefix: it holds letters that no header has")
-    return Tokens(header.lower(), tuple(value.encode() for value in values), prefix)
+    return HeaderSecret(header.lower(), tuple(value.encode() for value in values), prefix)
 
 
 def same(given: object, secrets: Sequence[bytes]) -> list[int]:
     """Return which of *secrets* the text *given* is. Constant-time, and none is left out for another's match."""
-    shown = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else b""
-    return [number for number, one in enumerate(secrets) if hmac.compare_digest(shown, one)]
+    text = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else b""
+    return [number for number, one in enumerate(secrets) if hmac.compare_digest(text, one)]
 
 
 def without(request: InboundRequest, header: str) -> InboundRequest:

@@ -148,8 +148,8 @@ def test_no_body_without_a_secret_passes(body: object) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"tokens": ()}, "tokens: at least one"),
-        ({"tokens": (Secret(" "),)}, "tokens: one is empty"),
+        ({"secrets": ()}, "secrets: at least one"),
+        ({"secrets": (Secret(" "),)}, "secrets: one is empty"),
         ({"user_email": " "}, "user_email: it is empty"),
         ({"token": Secret("")}, "token: it is empty"),
         ({"pairs": Pairs((), ())}, "pairs: as many values"),
@@ -522,7 +522,7 @@ def test_another_token_is_put_right_and_others_subscriptions_are_left_alone() ->
         foreign = {"target": "https://other.example/hook", "type": "person", "event": "update", "id": 9}
         lead = {"target": HOOK, "type": "lead", "event": "update", "id": 10}
         one.fake.hooks |= {9: dict(foreign), 10: dict(lead)}
-        one.settings = replace(one.settings, tokens=(Secret("newer-token"), *TOKENS))
+        one.settings = replace(one.settings, secrets=(Secret("newer-token"), *TOKENS))
         one.account.register(one.api, HOOK, (), NOW)
         own = [hook for number, hook in one.fake.hooks.items() if number > 100]
         assert [hook["headers"] for hook in own] == [{"X-Bridge-Token": "newer-token"}] * 3
@@ -610,7 +610,7 @@ def test_without_a_key_nothing_is_listed_registered_or_written() -> None:
 
 def test_a_notification_is_read_and_reaches_all_four_platforms(tmp_path: Path) -> None:
     section = """type = "copper"
-tokens = ["$SHOP_SECRET"]
+secrets = ["$SHOP_SECRET"]
 user_email = "ops@example.com"
 token = "$COPPER_KEY"
 api_base = "{url}"

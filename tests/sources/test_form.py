@@ -134,7 +134,7 @@ def test_any_bytes_are_a_form_or_no_form_and_nothing_else(body: bytes) -> None:
 
 
 def test_a_sample_fits_a_flat_form_too() -> None:
-    section = '[sources.crm]\ntype = "form"\ntokens = ["t"]\n'
+    section = '[sources.crm]\ntype = "form"\nsecrets = ["t"]\n'
     payload = 'payload = { id = "item.contact_id", occurred_at = "item.at", fields = "item" }\n'
     one = connection_of(section + payload)
     assert SOURCE.sample is not None

@@ -37,7 +37,7 @@ def body(action: str = "updated", **contact: Any) -> dict[str, Any]:
 
 def test_the_token_is_one_of_those_configured_and_no_other() -> None:
     (vector,) = vectors("freshsales")
-    tokens = tuple(Secret(token) for token in vector["tokens"])
+    tokens = tuple(Secret(token) for token in vector["secrets"])
     source = Freshsales("crm", Settings(tokens, "acme.myfreshworks.com"))
     request = InboundRequest("POST", BASE_URL, {}, b"{}")
     for number, token in enumerate(vector["accept"]):
@@ -53,8 +53,8 @@ def test_the_token_is_one_of_those_configured_and_no_other() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (Settings((), "acme.myfreshworks.com"), "tokens: at least one"),
-        (Settings((Secret(" "),), "acme.myfreshworks.com"), "tokens: one is empty"),
+        (Settings((), "acme.myfreshworks.com"), "secrets: at least one"),
+        (Settings((Secret(" "),), "acme.myfreshworks.com"), "secrets: one is empty"),
         (Settings((Secret("t"),), "acme"), "domain: this is no host"),
         (Settings((Secret("t"),), "evil.example/x?.myfreshworks.com"), "domain: this is no host"),
         (Settings((Secret("t"),), "acme.freshsales.io", Secret(" ")), "token: it is empty"),
@@ -448,7 +448,7 @@ def test_without_a_key_nothing_is_listed_or_written() -> None:
 
 def test_a_webhook_is_read_and_reaches_all_four_platforms(tmp_path: Path) -> None:
     section = '''type = "freshsales"
-tokens = ["$SHOP_SECRET"]
+secrets = ["$SHOP_SECRET"]
 domain = "acme.myfreshworks.com"
 token = "$FRESHSALES_KEY"
 api_base = "{url}"'''

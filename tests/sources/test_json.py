@@ -44,7 +44,7 @@ def index(of: Source, **headers: str) -> int:
 
 @pytest.mark.parametrize("kind", ["json", "form"])
 def test_the_old_token_is_taken_while_the_new_one_spreads(kind: str) -> None:
-    both = source('tokens = ["new", "old"]', kind)
+    both = source('secrets = ["new", "old"]', kind)
     assert index(both, x_bridge_token="new") == 0
     assert index(both, x_bridge_token="old") == 1
     assert both.sign(REQUEST, NOW).headers["x-bridge-token"] == "new"
@@ -55,7 +55,7 @@ def test_the_old_token_is_taken_while_the_new_one_spreads(kind: str) -> None:
 
 
 def test_a_token_may_stand_behind_a_word_in_any_header() -> None:
-    bearer = source('tokens = ["t-1"]\nheader = "Authorization"\nprefix = "Bearer "')
+    bearer = source('secrets = ["t-1"]\nheader = "Authorization"\nprefix = "Bearer "')
     assert index(bearer, authorization="Bearer t-1") == index(bearer, authorization="bearer t-1") == 0
     assert bearer.sign(REQUEST, NOW).headers["authorization"] == "Bearer t-1"
     for wrong in ("t-1", "Bearert-1", "Bearer  t-1", "Bearer T-1", "Bearer ", "Basic t-1"):
@@ -64,14 +64,14 @@ def test_a_token_may_stand_behind_a_word_in_any_header() -> None:
 
 
 def test_basic_takes_several_passwords_and_stands_beside_tokens() -> None:
-    alone = source('tokens = []\nlogin = { user = "bridge", passwords = ["nëw:1", "old"] }')
+    alone = source('secrets = []\nlogin = { user = "bridge", passwords = ["nëw:1", "old"] }')
     assert index(alone, authorization=basic("bridge", "nëw:1")) == 0
     assert index(alone, authorization=basic("bridge", "old")) == 1
     assert alone.sign(REQUEST, NOW).headers["authorization"] == basic("bridge", "nëw:1")
     for header in (basic("bridge", "x"), basic("other", "old"), "Basic", "Basic !", ""):
         with pytest.raises(BadSignature):
             index(alone, authorization=header)
-    either = source('tokens = ["t"]\nlogin = { user = "bridge", passwords = ["p"] }')
+    either = source('secrets = ["t"]\nlogin = { user = "bridge", passwords = ["p"] }')
     assert index(either, x_bridge_token="t") == 0
     assert index(either, authorization=basic("bridge", "p")) == 1
     assert index(either, x_bridge_token="wrong", authorization=basic("bridge", "p")) == 1
@@ -81,16 +81,16 @@ def test_basic_takes_several_passwords_and_stands_beside_tokens() -> None:
 
 @pytest.mark.parametrize("kind", ["json", "form"])
 def test_who_shows_nothing_needs_the_token_of_the_url(kind: str) -> None:
-    section = f'[sources.crm]\ntype = "{kind}"\ntokens = []\n'
+    section = f'[sources.crm]\ntype = "{kind}"\nsecrets = []\n'
     url_only = connection_of(f"{section}require_token = true\n")
     assert url_only.needs_token
     assert url_only.source.verify(showing(), NOW).secret_index == 0
     assert url_only.source.sign(REQUEST, NOW) == REQUEST
     for more in ("", "require_token = false\n"):
-        with pytest.raises(ConfigError, match=r"require_token: without tokens and login nothing else proves"):
+        with pytest.raises(ConfigError, match=r"require_token: without secrets and login nothing else proves"):
             connection_of(section + more)
     # What shows something may leave the token out, or want both.
-    shows = '[sources.crm]\ntype = "json"\ntokens = ["t"]\n'
+    shows = '[sources.crm]\ntype = "json"\nsecrets = ["t"]\n'
     assert not connection_of(shows).needs_token
     both = connection_of(f"{shows}require_token = true\n")
     assert both.needs_token
@@ -101,14 +101,14 @@ def test_who_shows_nothing_needs_the_token_of_the_url(kind: str) -> None:
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ('tokens = ["tökén"]', "tokens: one holds letters that no header has"),
-        ('tokens = ["a\\nb"]', "tokens: one holds letters that no header has"),
-        ('tokens = ["t"]\nheader = "X Token"', "header: this is no name of a header"),
-        ('tokens = ["t"]\nheader = ""', "header: this is no name of a header"),
-        ('tokens = ["t"]\nprefix = "Bärer "', "prefix: it holds letters that no header has"),
-        ('tokens = []\nlogin = { user = "a:b", passwords = ["p"] }', "must not hold a colon"),
-        ('tokens = []\nlogin = { user = "a", passwords = [] }', "login: at least one is needed"),
-        ('tokens = ["t"]\npayload = { id = "item." }', r"payload.id: "),
+        ('secrets = ["tökén"]', "secrets: one holds letters that no header has"),
+        ('secrets = ["a\\nb"]', "secrets: one holds letters that no header has"),
+        ('secrets = ["t"]\nheader = "X Token"', "header: this is no name of a header"),
+        ('secrets = ["t"]\nheader = ""', "header: this is no name of a header"),
+        ('secrets = ["t"]\nprefix = "Bärer "', "prefix: it holds letters that no header has"),
+        ('secrets = []\nlogin = { user = "a:b", passwords = ["p"] }', "must not hold a colon"),
+        ('secrets = []\nlogin = { user = "a", passwords = [] }', "login: at least one is needed"),
+        ('secrets = ["t"]\npayload = { id = "item." }', r"payload.id: "),
     ],
 )
 def test_what_proves_nothing_is_refused_by_its_key(section: str, said: str) -> None:
@@ -119,17 +119,17 @@ def test_what_proves_nothing_is_refused_by_its_key(section: str, said: str) -> N
 
 def test_an_empty_token_is_refused_wherever_it_comes_from() -> None:
     for value in ("", "  \n"):
-        with pytest.raises(ValueError, match="tokens: one is empty"):
-            shown.tokens([Secret("t"), Secret(value)])
+        with pytest.raises(ValueError, match="secrets: one is empty"):
+            shown.in_header([Secret("t"), Secret(value)])
 
 
 def test_the_header_with_the_secret_is_not_stored_whatever_its_name() -> None:
-    odd = source('tokens = ["t"]\nheader = "X-Shop"')
+    odd = source('secrets = ["t"]\nheader = "X-Shop"')
     genuine = odd.verify(showing(x_shop="t", x_event="e"), NOW)
     assert dict(genuine.request.headers) == {"x-event": "e"}
     assert genuine.request.body == b"{}"
     reads = "{'seen': headers['x-shop'] | default('nothing')}"
-    reading = source(f'tokens = ["t"]\nheader = "X-Shop"\npayload = {{ fields = "{reads}" }}')
+    reading = source(f'secrets = ["t"]\nheader = "X-Shop"\npayload = {{ fields = "{reads}" }}')
     assert one_change(reading, {"data": {"id": 1}}).fields == {"seen": "nothing"}
 
 
@@ -155,16 +155,16 @@ def test_any_token_of_visible_letters_works(token: str) -> None:
 
 
 def test_a_repeat_is_told_by_the_senders_id_else_by_time_and_content() -> None:
-    named = source('tokens = ["t"]\npayload = { event_id = "item.event" }')
+    named = source('secrets = ["t"]\npayload = { event_id = "item.event" }')
     first = only(named, {"event": "e", "data": {"id": 1, "a": "b"}})
     assert only(named, {"event": "e", "data": {"id": 1, "a": "c"}}).key == first.key
-    plain = source('tokens = ["t"]')
+    plain = source('secrets = ["t"]')
     timed: dict[str, Any] = {"timestamp": 1_790_000_000, "data": {"id": 1}}
     assert only(plain, timed).key == only(plain, timed).key != only(plain, {"data": {"id": 1}}).key
 
 
 def test_a_batch_is_read_item_by_item() -> None:
-    batch = source('tokens = ["t"]\npayload = { items = "body.people", id = "item.id", fields = "item" }')
+    batch = source('secrets = ["t"]\npayload = { items = "body.people", id = "item.id", fields = "item" }')
     events = batch.parse(
         batch.verify(
             batch.sign(InboundRequest("POST", REQUEST.url, {}, b'{"people": [{"id": 1}, {"id": 2}, 7]}'), NOW), NOW
@@ -182,13 +182,13 @@ def test_a_batch_is_read_item_by_item() -> None:
     ("section", "content_type", "body"),
     [
         (
-            'type = "json"\ntokens = []\nlogin = { user = "shop", passwords = ["$SHOP_SECRET"] }',
+            'type = "json"\nsecrets = []\nlogin = { user = "shop", passwords = ["$SHOP_SECRET"] }',
             "application/json",
             b'{"type": "changed", "timestamp": 1790000000, "data": {"id": "84001", "email": "ada@example.com", '
             b'"phone": "+525512340001", "name": "Ada"}}',
         ),
         (
-            'type = "form"\ntokens = ["$SHOP_SECRET"]',
+            'type = "form"\nsecrets = ["$SHOP_SECRET"]',
             "application/x-www-form-urlencoded",
             b"type=changed&timestamp=1790000000&data[id]=84001&data[email]=ada%40example.com"
             b"&data[phone]=%2B525512340001&data[name]=Ada",
