@@ -39,7 +39,8 @@ class Close(Fake):
 
     - ``unknown_fields``: whether a name in ``_fields`` that is none is left out, or refused.
     - ``times``: whether times are written without a zone, or with one.
-    - ``last_cursor``: whether the last page of a search has no cursor, or one that leads to an empty page.
+    - ``last_cursor``: whether the last page of a search has no cursor, or one that leads to an empty page, or
+      whether none has one.
     - ``counts``: whether a search tells how many there are, or refuses to.
     - ``lead_lists``: whether a lead names its contacts by ids, by objects, or not.
     """
@@ -51,7 +52,7 @@ class Close(Fake):
     SWITCHES: Mapping[str, tuple[Any, ...]] = {
         "unknown_fields": ("left_out", "refused"),
         "times": ("naive", "zoned"),
-        "last_cursor": ("none", "to_nothing"),
+        "last_cursor": ("none", "to_nothing", "never"),
         "counts": ("told", "refused"),
         "lead_lists": ("ids", "objects", "nothing"),
     }
@@ -62,6 +63,7 @@ class Close(Fake):
         self.leads: dict[str, dict[str, Any]] = {}
         self.hooks: dict[str, dict[str, Any]] = {}
         self.cursors: dict[str, Cursor] = {}
+        self.indexed: dict[str, dict[str, Any]] = {}  # what a search tells of a contact that it is behind with
         self._number = 0
         super().__init__(**switches)
 
@@ -210,11 +212,12 @@ class Close(Fake):
         total = len(cursor.ids)
         page, rest = cursor.ids[: asked["_limit"]], cursor.ids[asked["_limit"] :]
         after = None
-        if rest or (page and self.switches["last_cursor"] == "to_nothing"):
+        if self.switches["last_cursor"] != "never" and (rest or (page and self.switches["last_cursor"] != "none")):
             self._number += 1
             after = f"cursor-{self._number}"
             self.cursors[after] = Cursor(rest, cursor.given + len(page))
-        rows = [self._shown(self.contacts[one], wanted) for one in page if one in self.contacts]
+        found = [self.indexed.get(one, self.contacts[one]) for one in page if one in self.contacts]
+        rows = [self._shown(one, wanted) for one in found]
         counts = {"count": {"limited": total, "total": total}} if asked.get("include_counts") else {}
         return answer(
             200, {"data": [{"__object_type": "contact", **row} for row in rows], "cursor": after, **counts}

@@ -264,6 +264,35 @@ def test_no_search_goes_beyond_where_searches_end() -> None:
         assert set(one.listed()) == set(made)
 
 
+def test_a_full_page_without_a_cursor_is_no_end() -> None:
+    with account(last_cursor="never") as one:
+        made = []
+        for _ in range(2 * PAGE + 3):
+            one.tick()
+            made.append(one.add())
+        assert set(one.listed()) == set(made)
+
+
+def test_a_search_that_is_behind_never_makes_what_it_tells_look_new() -> None:
+    with account() as one:
+        lead = one.fake.lead(name="Engines", status_label="Trial")
+        ada = one.add(lead_id=lead)
+        made_at = one.now
+        one.fake.indexed[ada] = dict(one.fake.contacts[ada])
+        changed_at = one.tick()
+        one.fake.change(ada, name="Ada King")
+        one.tick()
+        one.fake.change_lead(lead, status_label="Customer")
+        for fields, name, at in (
+            (("name",), "Ada Lovelace", made_at),
+            (("name", "lead_status_label"), "Ada King", one.now),
+        ):
+            ((read,),) = one.pages(fields=fields)
+            assert read.version is not None
+            assert ((read.fields or {})["name"], read.version.occurred_at) == (name, at)
+        assert made_at < changed_at < one.now
+
+
 def test_what_is_deleted_or_made_meanwhile_pushes_nobody_out() -> None:
     with account() as one:
         made = []

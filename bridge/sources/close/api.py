@@ -30,6 +30,7 @@ from bridge.sources.close.shape import (
 from bridge.sources.reading import Unclear, short
 
 PAGE = 100
+READ_PAGE = 25  # where each contact, and its lead, is a call of its own
 HOOKS = "/api/v1/webhook/"
 MOST_HOOKS = 1000  # of an organisation; Close allows 40, or 500
 SECOND = timedelta(seconds=1)
@@ -149,6 +150,9 @@ class CloseLister:
 
     A search ends at 10,000 results and its cursor after half a minute, so every page is a search of its own that
     begins with the second in which the page before ended. Those of that second come again.
+
+    A search may be some seconds behind what is so. What it tells of a contact is as old as it says; but together
+    with a lead that was read just now it would look new, so then the contact is read as well.
     """
 
     reader: Reader
@@ -168,7 +172,7 @@ class CloseLister:
             rows += some
             before, cursor = cursor, found.get("cursor") or None
             onward = ended >= begin + SECOND
-            if not some or (cursor is None and not (onward and len(some) >= PAGE)):
+            if not some or (cursor is None and not (onward and len(some) >= _size(fields))):
                 return self._listed(api, rows, fields, None, total)
             if onward:
                 at = ended.replace(microsecond=0).isoformat()
@@ -195,10 +199,10 @@ class CloseLister:
                 ],
             },
             "sort": [{"direction": "asc", "field": field}],
-            "_limit": PAGE,
+            "_limit": _size(fields),
             **({"cursor": cursor} if cursor else {}),
         }
-        wanted = {"_fields": {"contact": sorted({by, *of_contact(fields)})}}
+        wanted = {"_fields": {"contact": ["id", by] if wants_lead(fields) else sorted({by, *of_contact(fields)})}}
         path = "/api/v1/data/search/"
         try:
             more = {**wanted, **({"include_counts": True} if count else {})}
@@ -216,23 +220,29 @@ class CloseLister:
         after: str | None,
         total: int | None,
     ) -> Listed:
-        leads: dict[str, Mapping[str, Any] | None] = {}
         reads: dict[RecordKey, Read] = {}
+        alone: list[RecordKey] = []
         for row in rows:
             try:
                 key = RecordKey(self.reader.caller.connection, close_id(row.get("id"), "id"))
             except Unclear as error:
                 raise BatchUnreadable(NO_CONTACT) from error
-            if "lead_id" not in row:
-                (reads[key],) = self.reader.read(api, [key], fields)
+            if "lead_id" not in row:  # as it was not asked for
+                alone.append(key)
                 continue
             try:
-                reads[key] = self.reader.as_read(api, row, fields, leads)
+                reads[key] = self.reader.as_read(api, row, fields, {})
             except BatchUnreadable as error:
                 reads[key] = Read(key, key, None, None, problem=str(error))
+        read_alone = self.reader.read(api, alone, fields)
+        reads |= {read.key: replace(read, asked=read.key) for read in read_alone}
         # One that was deleted since it was found is none of the list.
         there = [read for read in reads.values() if read.fields is not None or read.problem]
         return Listed(there, after, total)
+
+
+def _size(fields: Sequence[str]) -> int:
+    return READ_PAGE if wants_lead(fields) else PAGE
 
 
 def _in_order(rows: Sequence[Mapping[str, Any]], by: str, begin: datetime) -> datetime:
