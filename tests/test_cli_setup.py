@@ -27,6 +27,7 @@ PUBLIC_URL = "https://bridge.example.com"
 FITTING = {
     "STANDARD_WEBHOOKS_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "ACTIVECAMPAIGN_URL": "https://a.api-us1.com",
+    "CLOSE_SIGNATURE_KEY": "058bfb6a3d8cfdc4da7c3be5901b16ae",
     "SALESFORCE_ORGANIZATION_ID": "00D1I000003qqqEUAQ",
 }
 
