@@ -271,7 +271,9 @@ def _found(body: Mapping[str, Any], name: str) -> list[Any]:
 
 def _without_secrets(request: InboundRequest, body: Mapping[str, Any]) -> InboundRequest:
     """Return *request* as it may be stored: whatever text in its body is none of Copper's may be a pair."""
-    names = [name for name, value in body.items() if name not in _OF_COPPER and isinstance(value, str | dict)]
+    names = [
+        name for name, value in body.items() if name not in _OF_COPPER and isinstance(value, str | dict | list)
+    ]
     if not names:
         return request
     hidden = {**body, **dict.fromkeys(names, HIDDEN)}

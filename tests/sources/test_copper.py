@@ -94,10 +94,9 @@ def test_the_header_counts_and_what_is_found_of_the_pairs_must_be_right_too() ->
     assert verify(BOTH, own).secret_index == 1
     assert verify(BOTH, {**NOTICE, "secret": {"bridge_token": "new-token"}}).secret_index == 0
     # A pair of another subscription is none that is configured: it is not looked at, and not kept.
-    foreign = verify(
-        BOTH, {**NOTICE, "secret": "hook_source", "a": {"b": "c"}, "n": 7}, x_bridge_token="new-token"
-    )
-    assert json.loads(foreign.request.body) == {**NOTICE, "secret": HIDDEN, "a": HIDDEN, "n": 7}
+    others = {"secret": "hook_source", "a": {"b": "c"}, "l": ["d"]}
+    foreign = verify(BOTH, {**NOTICE, **others, "n": 7}, x_bridge_token="new-token")
+    assert json.loads(foreign.request.body) == {**NOTICE, **dict.fromkeys(others, HIDDEN), "n": 7}
     refused: list[tuple[Any, dict[str, str]]] = [
         (NOTICE, {}),
         (NOTICE, {"x_bridge_token": ""}),
