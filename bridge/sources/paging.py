@@ -114,6 +114,7 @@ def page_by_time(fetch: Fetch, after: str | None, since: datetime | None, *, cho
 def _beginning(fetch: Fetch, since: datetime | None, *, chooses: bool) -> Place:
     if since is None:
         return Place()
+    since = since.replace(microsecond=0)  # a CRM that tells seconds leaves out the rest of them
     if chooses:
         return Place(at=since, floor=since)
     return Place(_page_of(fetch, since), at=since)

@@ -16,7 +16,7 @@ from bridge.model import InboundRequest, RecordKey, Secret, State
 from bridge.sources import json_scheme, shown
 from bridge.sources.base import Source
 from tests.platforms import PUBLIC_URL, open_bench, serve_platforms
-from tests.sources.kit import BASE_URL, NOW, connection_of, one_change, only
+from tests.sources.kit import BASE_URL, NOW, connection_of, one_change, only, vectors
 
 REQUEST = InboundRequest("POST", f"{BASE_URL}/hooks/crm", {"content-type": "application/json"}, b"{}")
 few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -61,6 +61,14 @@ def test_a_token_may_stand_behind_a_word_in_any_header() -> None:
     for wrong in ("t-1", "Bearert-1", "Bearer  t-1", "Bearer T-1", "Bearer ", "Basic t-1"):
         with pytest.raises(BadSignature):
             index(bearer, authorization=wrong)
+
+
+@pytest.mark.parametrize("vector", vectors("basic"), ids=lambda one: str(one["id"]))
+def test_basic_is_written_as_everywhere(vector: dict[str, str]) -> None:
+    user, password = vector["http_auth_user"], vector["http_auth_password"]
+    one = source(f'secrets = []\nlogin = {{ user = "{user}", passwords = ["{password}"] }}')
+    assert index(one, authorization=vector["authorization"]) == 0
+    assert one.sign(REQUEST, NOW).headers["authorization"] == vector["authorization"]
 
 
 def test_basic_takes_several_passwords_and_stands_beside_tokens() -> None:
