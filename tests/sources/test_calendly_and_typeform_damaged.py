@@ -126,10 +126,10 @@ def calls(api: Api) -> Iterator[Callable[[], object]]:
         yield partial(lister.page, api, names, None, None)
         yield partial(lister.page, api, names, None, NOW)
         yield partial(writer.opt_out, api, "1", "marketing_status")
-    ours = ((hubspot, HUBSPOT), (pipedrive, PIPEDRIVE), (calendly, CALENDLY), (typeform, TYPEFORM))
-    for module, given_ in ours:
-        assert module.SOURCE.registrar is not None
-        registrar = module.SOURCE.registrar("crm", given_)
+    types = (hubspot.SOURCE, pipedrive.SOURCE, calendly.SOURCE, typeform.SOURCE)
+    for kind, configured in zip(types, (HUBSPOT, PIPEDRIVE, CALENDLY, TYPEFORM), strict=True):
+        assert kind.registrar is not None
+        registrar = kind.registrar("crm", configured)
         assert registrar is not None
         yield partial(registrar.register, api, URL, names, NOW)
         yield partial(registrar.remove, api, URL)
