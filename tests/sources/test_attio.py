@@ -302,7 +302,7 @@ some_json = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(
     st.fixed_dictionaries(
         {"event_type": st.sampled_from(["record.updated", "record.merged", "record.deleted"])},
@@ -319,7 +319,7 @@ def test_any_part_of_an_event_may_be_anything(body: dict[str, Any]) -> None:
     assert bool(said.changes) + bool(said.ignored) + bool(said.unreadable) == 1
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(
     st.dictionaries(
         st.sampled_from(["name", "email_addresses", "x"]),

@@ -276,7 +276,7 @@ some_json = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(recording("updated")["event"], some_json)))
 def test_any_part_of_an_event_may_be_anything(parts: dict[str, Any]) -> None:
     for thing in ("contact", "lead"):
