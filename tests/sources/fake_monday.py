@@ -100,6 +100,7 @@ class Monday(Fake):
     """See the module's docstring. What changes an item returns the webhook's body.
 
     - ``unknown_ids``: whether ids that lead to nothing are left out, or spoil the call.
+    - ``unknown_columns``: the same of columns.
     - ``gone``: whether items that were archived or deleted are shown with their state, or left out.
     - ``errors_as``: how an error is written: with ``extensions``, or as it was before.
     - ``rows``: whether a list is what it was at its first page, or leaves out what has gone since.
@@ -109,6 +110,7 @@ class Monday(Fake):
     token = "demo-monday-token"
     SWITCHES: Mapping[str, tuple[Any, ...]] = {
         "unknown_ids": ("left_out", "error"),
+        "unknown_columns": ("left_out", "error"),
         "gone": ("with_state", "left_out"),
         "errors_as": ("extensions", "old"),
         "rows": ("as_they_were", "as_they_are"),
@@ -198,6 +200,9 @@ class Monday(Fake):
         if not request.headers.get("API-Version"):
             return self._failed(Failed("ApiVersionMissing"))
         asked = request.get_json()
+        unknown = set(asked["variables"].get("columns", ())) - COLUMNS.keys()
+        if unknown and self.switches["unknown_columns"] == "error":
+            return self._failed(Failed("InvalidColumnIdException"))
         limit = re.search(r"items_page ?\([^)]*limit: ([0-9]+)", asked["query"])
         self._limit = int(limit[1]) if limit else 25
         try:
@@ -270,6 +275,7 @@ class Monday(Fake):
             "id": item.id,
             "name": item.name,
             "state": item.state,
+            "created_at": _iso(item.updated_at, "seconds"),
             "updated_at": _iso(item.updated_at, "seconds"),
             "board": {"id": item.board},
             "group": {"id": item.group, "title": item.group.title()},

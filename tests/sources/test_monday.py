@@ -112,7 +112,10 @@ def test_a_token_without_an_end_is_refused_and_one_that_ended_too() -> None:
     end = AT + timedelta(seconds=300)
     assert MONDAY.verify(request, end + timedelta(seconds=60)).secret_index == 0  # clocks differ
     assert "has ended" in refused(request, end + timedelta(seconds=61))
-    assert "not good yet" in refused(asking(token({**GOOD, "nbf": 1_790_000_100})))
+    starts: tuple[object, ...] = (1_790_000_100, "now", None)
+    for start in starts:
+        assert "not good yet" in refused(asking(token({**GOOD, "nbf": start})))
+    assert MONDAY.verify(asking(token({**GOOD, "nbf": 1_790_000_060})), AT).secret_index == 0
 
 
 def test_a_token_for_another_url_is_refused_and_one_for_none_is_taken() -> None:

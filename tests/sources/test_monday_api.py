@@ -148,6 +148,26 @@ def test_only_the_columns_that_are_named_are_read_and_each_in_its_shape() -> Non
         assert "column_values" not in fields_chosen(one.fake.calls[-1].json["query"])  # or all would come
 
 
+@pytest.mark.parametrize("unknown", Fake.SWITCHES["unknown_columns"])
+def test_a_field_that_is_no_column_is_left_out_and_spoils_nothing(unknown: str) -> None:
+    with board(unknown_columns=unknown) as one:
+        one.fake.page = 1
+        ada, other = (id_of(one.fake.create(email="ada@example.com")) for _ in range(2))
+        fields = ("email", "phone_country", "no_such_column")
+        (read,) = one.read(ada, fields=fields)
+        assert read.fields == {"email": "ada@example.com", "phone_country": ""}
+        page = one.lister.page(one.api, fields, None, None)
+        page = one.lister.page(one.api, fields, page.after, None)
+        assert [(found.key.source_id, found.fields) for found in page.records] == [(other, read.fields)]
+
+
+def test_an_item_that_nobody_changed_is_as_old_as_it_is() -> None:
+    with board() as one:
+        item = {"id": "1", "created_at": "2026-09-21T14:13:20Z", "updated_at": None}
+        one.fake.trouble(status=200, body={"data": {"items": [item]}})
+        assert one.read("1")[0].version == Version(START.replace(microsecond=0), "read")
+
+
 def test_what_is_empty_is_cleared_and_what_cannot_be_told_says_nothing() -> None:
     with board() as one:
         ada = id_of(one.fake.create(mirror_mkm1=None))

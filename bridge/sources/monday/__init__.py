@@ -151,7 +151,7 @@ class Monday:
         content = fingerprint(event)
         if not word:
             return Event(content, unreadable="It does not say what happened (no type).")
-        if event.get("parentItemId") is not None:
+        if event.get("parentItemId"):
             return Event(_key(event), ignored=SUBITEM, type=word)
         action = SAME.get(word, word)
         if action not in KINDS:

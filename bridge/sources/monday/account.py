@@ -33,6 +33,17 @@ _SECONDS = re.compile(r"reset in ([0-9]{1,5}) seconds")
 _SPENT = ("COMPLEXITY", "LIMIT", "CONCURRENCY", "TOOMANYREQUESTS")
 _REFUSED = ("UNAUTHORIZED", "NOTAUTHENTICATED", "PERMISSION", "ACCESSDENIED", "FORBIDDEN")
 
+# What is asked for: @item stands for what of each item, and @declared for the variable that this needs.
+BY_IDS = f"query ($ids: [ID!]!@declared) {{ items(ids: $ids, limit: {READ_LIMIT}) {{ @item }} }}"
+FIRST_PAGE = (
+    "query ($board: [ID!]!@declared) "
+    f"{{ boards(ids: $board) {{ items_count items_page(limit: {PAGE}) {{ cursor items {{ @item }} }} }} }}"
+)
+NEXT_PAGE = (
+    "query ($cursor: String!@declared) "
+    f"{{ next_items_page(cursor: $cursor, limit: {PAGE}) {{ cursor items {{ @item }} }} }}"
+)
+
 # What a subscription is called, for each event that concerns contacts.
 EVENTS = ("create_item", "change_column_value", "change_name", "item_deleted", "item_archived", "item_restored")
 GROUP_EVENT = "item_moved_to_any_group"  # only where a rule reads the group
@@ -40,6 +51,10 @@ GROUP_EVENT = "item_moved_to_any_group"  # only where a rule reads the group
 
 class PlaceGone(BatchUnreadable):
     """The place in a list is not one that monday.com knows any more: they last for an hour."""
+
+
+class NoSuchColumn(BatchUnreadable):
+    """What a rule calls a field is no column of the board."""
 
 
 class NotThere(BatchUnreadable):
@@ -96,6 +111,13 @@ class Account:
             raise BatchUnreadable("monday.com's answer holds no data.")
         return data
 
+    def column_types(self, api: Api, board_id: str) -> Mapping[str, str]:
+        """Return the types of a board's columns by their ids, as far as they are shown."""
+        query = "query ($board: [ID!]!) { boards(ids: $board) { columns { id type } } }"
+        boards = map(object_of, list_of(self.ask(api, query, {"board": [board_id]}).get("boards")))
+        found = [object_of(column) for board in boards for column in list_of(board.get("columns"))]
+        return {str(one["id"]): str(one["type"]) for one in found if one.get("id") and one.get("type")}
+
     def _refuse(self, answer: Mapping[str, Any], errors: Sequence[Any]) -> NoReturn:
         """Raise what the first error of an answer means; no message of monday.com's own is passed on."""
         first = errors[0] if errors else None
@@ -117,10 +139,8 @@ class Account:
             )
         if "CURSOR" in plain or "cursor" in message.lower():
             raise PlaceGone("monday.com no longer knows this place in its list.")
-        missing = "NOTFOUND" in plain
-        raise (NotThere if missing else BatchUnreadable)(
-            f"monday.com did not do what was asked{said}. Bridge tries again later."
-        )
+        meant = NoSuchColumn if "COLUMN" in plain else NotThere if "NOTFOUND" in plain else BatchUnreadable
+        raise meant(f"monday.com did not do what was asked{said}. Bridge tries again later.")
 
 
 def _pause_s(said: Any, message: str) -> float:
@@ -144,12 +164,8 @@ class Items:
         asked = list(dict.fromkeys(key.source_id for key in keys))
         if not asked:
             return []
-        shape, variables = self._shape(fields)
-        query = (
-            f"query ($ids: [ID!]!{shape.declared}) {{ items(ids: $ids, limit: {READ_LIMIT}) {{ {shape.text} }} }}"
-        )
         try:
-            found = list_of(self.account.ask(api, query, {"ids": asked, **variables}).get("items"))
+            found = list_of(self._ask(api, BY_IDS, {"ids": asked}, fields).get("items"))
         except NotThere:
             if len(asked) > 1:  # which of them is told apart by asking for fewer
                 raise
@@ -182,12 +198,7 @@ class Items:
         return Listed(kept, following, total if since is None else None)
 
     def _first(self, api: Api, fields: Sequence[str]) -> tuple[Mapping[str, Any], int | None]:
-        shape, variables = self._shape(fields)
-        query = (
-            f"query ($board: [ID!]!{shape.declared}) {{ boards(ids: $board) {{ items_count "
-            f"items_page(limit: {PAGE}) {{ cursor items {{ {shape.text} }} }} }} }}"
-        )
-        boards = list_of(self.account.ask(api, query, {"board": [self.board.id], **variables}).get("boards"))
+        boards = list_of(self._ask(api, FIRST_PAGE, {"board": [self.board.id]}, fields).get("boards"))
         if not boards:
             raise SourceUnavailable(
                 f"monday.com shows no board {self.board.id} to the token of {self.account.connection}: check "
@@ -198,20 +209,20 @@ class Items:
         return _page_of(board.get("items_page")), count if isinstance(count, int) else None
 
     def _next(self, api: Api, fields: Sequence[str], cursor: str) -> Mapping[str, Any]:
-        shape, variables = self._shape(fields)
-        query = (
-            f"query ($cursor: String!{shape.declared}) {{ next_items_page(cursor: $cursor, limit: {PAGE}) "
-            f"{{ cursor items {{ {shape.text} }} }} }}"
-        )
-        return _page_of(self.account.ask(api, query, {"cursor": cursor, **variables}).get("next_items_page"))
+        return _page_of(self._ask(api, NEXT_PAGE, {"cursor": cursor}, fields).get("next_items_page"))
 
-    def _shape(self, fields: Sequence[str]) -> tuple[_Shape, dict[str, Any]]:
+    def _ask(self, api: Api, query: str, variables: Mapping[str, Any], fields: Sequence[str]) -> Mapping[str, Any]:
+        """Return what *query* gives of the columns that *fields* need.
+
+        Whether a name that is no column is left out or spoils the call is not documented.
+        """
         wanted = self.board.columns_for(fields)
-        text = "id name state updated_at board { id }" + (" group { id }" if "group" in fields else "")
-        if not wanted:  # asked for no columns, monday.com would give all
-            return _Shape(text, ""), {}
-        columns_of = f"column_values(ids: $columns) {{ id type text value {columns.FRAGMENTS} }}"
-        return _Shape(f"{text} {columns_of}", ", $columns: [String!]"), {"columns": wanted}
+        try:
+            return self.account.ask(api, *_about(query, variables, wanted, fields))
+        except NoSuchColumn:
+            there = self.account.column_types(api, self.board.id)
+            known = [column_id for column_id in wanted if column_id in there]
+            return self.account.ask(api, *_about(query, variables, known, fields))
 
     def _as_listed(self, item: Mapping[str, Any], fields: Sequence[str]) -> Read | None:
         try:
@@ -228,7 +239,7 @@ class Items:
         if board is not None and board != self.board.id:  # it was moved there, and is no contact any more
             return Read(key, key, None, None)
         try:
-            changed_at = moment(item.get("updated_at"), "updated_at")
+            changed_at = moment(item.get("updated_at") or item.get("created_at"), "updated_at")
         except Unclear:
             problem = "monday.com's answer does not say when the item was last changed."
             return Read(key, key, None, None, problem=problem)
@@ -246,12 +257,16 @@ class Items:
         return told
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """What is asked of each item, and the variables that it needs."""
-
-    text: str
-    declared: str
+def _about(
+    query: str, variables: Mapping[str, Any], wanted: Sequence[str], fields: Sequence[str]
+) -> tuple[str, Mapping[str, Any]]:
+    """Return *query*, and its variables, about the columns *wanted* of each item."""
+    item = "id name state created_at updated_at board { id }" + (" group { id }" if "group" in fields else "")
+    if not wanted:  # asked for no columns, monday.com would give all
+        return query.replace("@declared", "").replace("@item", item), variables
+    item += f" column_values(ids: $columns) {{ id type text value {columns.FRAGMENTS} }}"
+    whole = query.replace("@declared", ", $columns: [String!]").replace("@item", item)
+    return whole, {**variables, "columns": list(wanted)}
 
 
 def _page_of(value: Any) -> Mapping[str, Any]:
@@ -370,19 +385,13 @@ class Refusal:
             raise SourceUnavailable("monday.com did not say that it wrote the opt-out.")
 
     def _type(self, api: Api, column_id: str) -> str:
-        query = (
-            "query ($board: [ID!]!, $column: [String!]) "
-            "{ boards(ids: $board) { columns(ids: $column) { id type } } }"
-        )
-        answer = self.account.ask(api, query, {"board": [self.board.id], "column": [column_id]})
-        for board in map(object_of, list_of(answer.get("boards"))):
-            for column in map(object_of, list_of(board.get("columns"))):
-                if column.get("id") == column_id and isinstance(column.get("type"), str):
-                    return str(column["type"])
-        raise SourceUnavailable(
-            f"The board {self.board.id} has no column '{column_id}' that the token of "
-            f"{self.account.connection} may see."
-        )
+        kind = self.account.column_types(api, self.board.id).get(column_id)
+        if kind is None:
+            raise SourceUnavailable(
+                f"The board {self.board.id} has no column '{column_id}' that the token of "
+                f"{self.account.connection} may see."
+            )
+        return kind
 
     def _written(self, kind: str, name: str) -> Any:
         kind = columns.TYPES.get(kind, kind)

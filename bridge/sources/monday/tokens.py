@@ -50,12 +50,12 @@ def checked(
     if not any(matches):
         raise BadSignature("The signature of the token does not match.")
     claims = _object(content.partition(".")[2])
-    expires_at, not_before = _moment(claims.get("exp")), claims.get("nbf")
+    expires_at, not_before = _moment(claims.get("exp")), _moment(claims.get("nbf", 1))
     if expires_at is None:
         raise BadSignature("The token does not say when it ends.")
     if now > expires_at + timedelta(seconds=LEEWAY_S):
         raise BadSignature("The signature is right, but the token has ended.")
-    if not_before is not None and now < (_moment(not_before) or now) - timedelta(seconds=LEEWAY_S):
+    if not_before is None or now < not_before - timedelta(seconds=LEEWAY_S):
         raise BadSignature("The signature is right, but the token is not good yet.")
     _check_audience(claims.get("aud"), audiences)
     return matches.index(True), _moment(claims.get("iat"))

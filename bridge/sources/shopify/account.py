@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from bridge.errors import SourceUnavailable
-from bridge.model import RecordKey, Secret, Version, iso
+from bridge.model import RecordKey, Secret, Version
 from bridge.outbound import Api, Reply
 from bridge.sources.base import BatchUnreadable, Listed, Read, Registration
 from bridge.sources.calling import Caller, list_of, object_of, parts_of, place_of
@@ -206,7 +206,7 @@ class Customers:
             f"{{ customers(first: {PAGE}, after: $after, sortKey: ID, query: $query) "
             f"{{ nodes {{ {customers.selection(fields)} }} pageInfo {{ hasNextPage endCursor }} }} }}"
         )
-        changed = f"updated_at:>='{iso(since - LATE)}'" if since else None
+        changed = f"updated_at:>='{since - LATE:%Y-%m-%dT%H:%M:%SZ}'" if since else None
         variables = {"after": parts_of(after).get("cursor"), "query": changed}
         found = object_of(self.account.ask(api, query, variables).get("customers"))
         nodes, more = found.get("nodes"), object_of(found.get("pageInfo"))
