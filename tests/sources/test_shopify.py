@@ -38,7 +38,7 @@ RECORDED = {
     path.stem: read_recording(path.read_bytes(), BASE_URL)
     for path in sorted((FIXTURES / "shopify").glob("*.http"))
 }
-Erasing = {Kind.DELETED, Kind.ERASED, Kind.MERGED}
+ENDING = {Kind.DELETED, Kind.ERASED, Kind.MERGED}
 
 
 def event(body: object, topic: str = "customers/update", source: Source = SHOP, **headers: Any) -> Event:
@@ -118,22 +118,23 @@ def test_what_cannot_work_is_refused_by_name(lines: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-@pytest.mark.parametrize("topic", [*TOPICS, "CUSTOMERS/DELETE", " customers/redact ", "orders/create", ""])
-def test_a_changed_topic_never_makes_a_body_mean_something_else(name: str, topic: str) -> None:
+def test_a_changed_topic_never_makes_a_body_mean_something_else(name: str) -> None:
     """Whoever copies a request can send its body again under any topic, to any shop, at any time."""
     request = RECORDED[name]
     (was,) = parse(SHOP, request)
-    headers = {**request.headers, "x-shopify-topic": topic, "x-shopify-triggered-at": "2020-01-01T00:00:00Z"}
-    (found,) = parse(SHOP, replace(request, headers=headers))
-    assert bool(found.changes) + bool(found.ignored) + bool(found.unreadable) == 1
-    kinds, before = ({one.kind for one in some.changes} for some in (found, was))
-    assert not (kinds & Erasing) - before, "it destroys something that it did not"
-    for one in found.changes:
-        if one.kind in {Kind.CREATED, Kind.CHANGED} and one.fields and was.changes:
-            assert dict(one.fields) == dict(was.changes[0].fields)
-            assert one.version.occurred_at == was.changes[0].version.occurred_at
-    if topic.strip().lower() != request.headers.get("x-shopify-topic", ""):
-        assert found.key != was.key or found.unreadable  # so that the true one is no repeat of it
+    before = {one.kind for one in was.changes}
+    for topic in (*TOPICS, "CUSTOMERS/DELETE", " customers/redact ", "orders/create", ""):
+        headers = {**request.headers, "x-shopify-topic": topic, "x-shopify-triggered-at": "2020-01-01T00:00:00Z"}
+        (found,) = parse(SHOP, replace(request, headers=headers))
+        assert bool(found.changes) + bool(found.ignored) + bool(found.unreadable) == 1
+        kinds = {one.kind for one in found.changes}
+        assert not (kinds & ENDING) - before, f"{topic} ends what it did not"
+        for one in found.changes:
+            if one.fields and was.changes:
+                assert dict(one.fields) == dict(was.changes[0].fields)
+                assert one.version.occurred_at == was.changes[0].version.occurred_at
+        if topic.strip().lower() != request.headers.get("x-shopify-topic", ""):
+            assert found.key != was.key or found.unreadable  # so that the true one is no repeat of it
 
 
 OF_A_CUSTOMER: list[dict[str, Any]] = [
@@ -364,7 +365,7 @@ def test_any_body_is_read_or_says_why_not(body: dict[str, Any], topic: str) -> N
     for one in found.changes:
         json.dumps([dict(one.fields), one.key.source_id, one.version.event_id], ensure_ascii=False).encode()
         assert one.key.source_id.isdigit()
-        if one.kind in Erasing:
+        if one.kind in ENDING:
             assert "updated_at" not in body
 
 
