@@ -6,7 +6,6 @@ platforms are the strict fakes. The order of what is compared alternates, so tha
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -20,8 +19,8 @@ from pathlib import Path
 
 import requests
 
-from bench import lists, lists_postgres, load, postgres
-from bench.running import LOOK_S, NOON, bridge, children, cpu_s, distinct, idle, ready, wire
+from bench import backfill, lists, lists_postgres, load, postgres
+from bench.running import LOOK_S, NOON, bridge, cpu_s, distinct, idle, ready, resident_mb, wire
 from bridge.config import Config
 from bridge.model import InboundRequest
 from tests.platforms import Platforms, person, serve_platforms, signed, webhook
@@ -32,11 +31,13 @@ REQUESTS = 6000  # a round, at each number of connections
 
 
 def main(named: Sequence[str]) -> None:
-    """Run the *named* parts, or all but those of ten million rows, which take half an hour each."""
+    """Run the *named* parts, or all but the largest, which take half an hour each."""
     parts: Mapping[str, Callable[[Platforms, Path], None]] = {
         "ingest": ingest,
         "idle": idle_latency,
         "burst": burst,
+        "backfill": backfill.run,
+        "backfill100k": partial(backfill.run, many=backfill.VERY_MANY),
         "postgres": postgres.run,
         "lists": up_to_a_million_rows,
         "listspg": lists_postgres.run,
@@ -44,7 +45,7 @@ def main(named: Sequence[str]) -> None:
         "listspg10m": partial(lists_postgres.run, sizes=lists_postgres.LARGE_SIZES),
     }
     with serve_platforms() as platforms, tempfile.TemporaryDirectory() as folder:
-        for name in named or [name for name in parts if not name.endswith("10m")]:
+        for name in named or [name for name in parts if not name.endswith(("10m", "100k"))]:
             parts[name](platforms, Path(folder))
 
 
@@ -204,18 +205,6 @@ def attempts(processes: Processes) -> dict[str, int]:
         if not page["next"]:
             return counts
         cursor = f"&cursor={page['next']}"
-
-
-def resident_mb(pid: int) -> float:
-    """Return the memory of a process and its children; pages that they share count once."""
-    return sum(_proportional_kb(one) for one in [pid, *children(pid)]) / 1024
-
-
-def _proportional_kb(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise ValueError(json.dumps({"no Pss of": pid}))
 
 
 if __name__ == "__main__":

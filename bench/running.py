@@ -91,6 +91,18 @@ def cpu_s(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def resident_mb(pid: int) -> float:
+    """Return the memory of a process and its children; pages that they share count once."""
+    return sum(_proportional_kb(one) for one in [pid, *children(pid)]) / 1024
+
+
+def _proportional_kb(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    raise ValueError(f"no Pss of {pid}")
+
+
 def children(pid: int) -> Sequence[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
