@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from bridge.errors import SourceUnavailable
+from bridge.errors import BadPayload, SourceUnavailable
 from bridge.model import RecordKey, Value, Version
 from bridge.outbound import Api, Reply, segment
 from bridge.signing import EPOCH
@@ -19,7 +19,7 @@ from bridge.sources.base import BatchUnreadable, Listed, Read, Registration
 from bridge.sources.calling import Caller, object_of
 from bridge.sources.discreet import discreetly
 from bridge.sources.paging import Page, page_by_time, read_id
-from bridge.sources.reading import Unclear, moment, record_id, short, text_or_none
+from bridge.sources.reading import Unclear, moment, read_json, record_id, short, text_or_none
 from bridge.sources.shown import HEADER
 
 PAGE_SIZE = 200
@@ -117,7 +117,7 @@ class Account:
         reply = self._caller.call(api, "GET", f"/people/{segment(key.source_id)}", expected=(200, 404))
         if reply.status == 404:
             return Read(key, key, None, None)
-        person = object_of(reply.json_or_none())
+        person = object_of(_json(reply))
         if text_or_none(person.get("id")) != key.source_id:
             raise BatchUnreadable("Copper's answer is not the person that was asked for.")
         return _as_read(key, person, fields, read_id(reply))
@@ -134,7 +134,7 @@ class Account:
                 **({"minimum_modified_date": int((floor - EPOCH).total_seconds())} if floor else {}),
             }
             reply = self._caller.call(api, "POST", "/people/search", json=search)
-            people = reply.json_or_none()
+            people = _json(reply)
             if not isinstance(people, list):
                 raise BatchUnreadable("Copper's answer is no list of people.")
             total = reply.headers.get("x-pw-total", "")
@@ -188,7 +188,7 @@ class Account:
 
     def _subscriptions(self, api: Api, url: str) -> list[Mapping[str, Any]]:
         """Return the subscriptions that lead to *url*."""
-        found = self._call(api, "GET", "/webhooks").json_or_none()
+        found = _json(self._call(api, "GET", "/webhooks"))
         if not isinstance(found, list):
             raise BatchUnreadable("Copper's answer is no list of subscriptions.")
         return [one for one in map(object_of, found) if one.get("target") == url]
@@ -212,7 +212,7 @@ class Account:
         value = int(text) if isinstance(text, str) and re.fullmatch("[0-9]{1,18}", text) else text
         entry = {"custom_field_definition_id": int(custom[1]), "value": value}
         path, body = f"/people/{segment(source_id)}", {"custom_fields": [entry]}
-        reply = self._caller.call(api, "PUT", path, json=body)
+        reply = self._caller.call(api, "PUT", path, json=body, expected=(200, 204))
         written = flat("custom_fields", object_of(reply.json_or_none()).get("custom_fields"))
         if name in written and written[name] not in (value, [value]):
             raise SourceUnavailable(f"Copper took the opt-out, but '{short(name)}' does not hold it afterwards.")
@@ -229,6 +229,14 @@ def _as_read(key: RecordKey, person: Mapping[str, Any], fields: Sequence[str], e
         said |= flat(name, value)
     # Null: it is empty. Absent: Copper has no such field, or the key's user may not see it.
     return Read(key, key, {name: said[name] for name in fields if name in said}, Version(at, event_id))
+
+
+def _json(reply: Reply) -> Any:
+    """Return what an answer says; as strict as with webhooks, for it goes where those go."""
+    try:
+        return read_json(reply.body)
+    except BadPayload as error:
+        raise BatchUnreadable("Copper's answer is not JSON that bridge can read.") from error
 
 
 def _number(subscription: Mapping[str, Any]) -> str:

@@ -331,18 +331,20 @@ class Account:
             )
         value = self._settings.opt_out_value
         path = f"/contacts/{segment(source_id)}"
-        reply = self._caller.call(api, "PUT", path, json={CONTACT: {"custom_field": {name: value}}})
-        written = _flat(object_of(object_of(self._json(reply)).get(CONTACT)))
+        body = {CONTACT: {"custom_field": {name: value}}}
+        reply = self._caller.call(api, "PUT", path, json=body, expected=(200, 204))
+        written = _flat(object_of(object_of(reply.json_or_none()).get(CONTACT)))
         if name in written and written[name] != value:
             raise SourceUnavailable(
                 f"Freshsales took the opt-out, but '{short(name)}' does not hold it afterwards."
             )
 
     def _json(self, reply: Reply) -> Any:
-        answer = reply.json_or_none()
-        if answer is None:
-            raise BatchUnreadable("Freshsales's answer is not JSON.")
-        return answer
+        """Return what an answer says; as strict as with webhooks, for it goes where those go."""
+        try:
+            return read_json(reply.body)
+        except BadPayload as error:
+            raise BatchUnreadable("Freshsales's answer is not JSON that bridge can read.") from error
 
 
 def _account(name: str, settings: Settings) -> Account | None:

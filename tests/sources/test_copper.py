@@ -359,7 +359,12 @@ def test_of_two_readings_of_one_second_the_later_counts() -> None:
         ({"status": 503}, "(HTTP 503)", False),
         ({"status": 301, "headers": {"Location": "http://127.0.0.1/"}}, "redirect", False),
         ({"how": "drop"}, "cannot be called now", False),
-        ({"status": 200, "body": "<html>a proxy"}, "not the person that was asked for", True),
+        ({"status": 200, "body": "<html>a proxy"}, "not JSON", True),
+        (
+            {"status": 200, "body": '{"id": 20001, "date_modified": 1790000000, "title": Infinity}'},
+            "not JSON",
+            True,
+        ),
         (
             {"status": 200, "body": {"id": 5, "date_modified": 1_790_000_000}},
             "not the person that was asked",

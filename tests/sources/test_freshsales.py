@@ -246,6 +246,7 @@ def test_the_same_contact_is_read_once_and_answered_in_order() -> None:
         ({"status": 301, "headers": {"Location": "http://127.0.0.1/"}}, "redirect", False),
         ({"how": "drop"}, "cannot be called now", False),
         ({"status": 200, "body": "<html>a proxy"}, "not JSON", True),
+        ({"status": 200, "body": '{"contact": {"lead_score": NaN}}'}, "not JSON", True),
         ({"status": 200, "body": {"contact": {"id": 5}}}, "not the contact that was asked for", True),
         ({"status": 200, "body": []}, "not the contact that was asked for", True),
         ({"status": 422}, "(HTTP 422)", True),
