@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 
 from bridge import signing
@@ -208,6 +208,7 @@ def _texts(told: Mapping[str, Any]) -> dict[str, Value]:
 SUBSCRIPTIONS = "/webhook_subscriptions"
 _SUBSCRIPTION = re.compile(r"/webhook_subscriptions/([A-Za-z0-9_-]{1,100})/?$")
 MOST_PAGES = 50
+LOOKED_AFTER = timedelta(days=1)  # a subscription, which Calendly switches off after a day without success
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,21 +224,27 @@ class SubscriptionRegistrar:
     key: Secret = field(repr=False)
 
     def register(self, api: Api, url: str, fields: Sequence[str], now: datetime) -> Registration:
-        """See `Registrar.register`. One that was switched off is made anew: Calendly has no other way."""
+        """See `Registrar.register`.
+
+        One that was switched off is made anew: Calendly has no other way, and tells nobody, so it is looked after.
+        """
         with discreetly(api):
             whose = self._whose(api)
             there = self._there(api, url, whose)
             others = [number for number, one in there.items() if not _is_right(one)]
             removed = self._delete(api, others)
             if len(others) < len(there):
-                return Registration([*removed, "The subscription is there already."])
+                return Registration(
+                    [*removed, "The subscription is there already."], expires_at=now + LOOKED_AFTER
+                )
             wanted = {
                 "url": url, "events": [CREATED, CANCELED], "scope": self.scope, **whose,
                 "signing_key": self.key.reveal().strip(),
             }  # fmt: skip
             self.caller.call(api, "POST", SUBSCRIPTIONS, json=wanted, expected=(200, 201))
             whom = "the organization" if self.scope == "organization" else "the user"
-            return Registration([*removed, f"Subscribed to the bookings and cancellations of {whom}."])
+            done = [*removed, f"Subscribed to the bookings and cancellations of {whom}."]
+            return Registration(done, expires_at=now + LOOKED_AFTER)
 
     def remove(self, api: Api, url: str) -> Sequence[str]:
         """See `Registrar.remove`."""
@@ -352,7 +359,8 @@ SOURCE = SourceType(
         "or admin of the organization. Put the token into the environment variable that `bridge.toml` names under "
         "`token`. Webhooks need a paid plan.",
         "Run `bridge register {name}`: it subscribes to `invitee.created` and `invitee.canceled` of the whole "
-        "organization. Calendly has no page for that.",
+        "organization, and the worker looks twice a day whether Calendly has switched that off. Calendly has no "
+        "page for it.",
         "By hand it is a POST to `https://api.calendly.com/webhook_subscriptions` with `url` (the one that "
         "`bridge url {name}` prints), `events`, `organization`, `scope` and `signing_key`.",
     ),

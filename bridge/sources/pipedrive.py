@@ -298,7 +298,8 @@ SOURCE = SourceType(
         "and user and password of `credentials` under *HTTP Auth*.",
         "Choose as *user* somebody who sees every person: the webhook tells only what that user may see.",
         "With `token`, the command `bridge register {name}` does the second step, as the user whose token it is "
-        "(*Personal preferences → API*).",
+        "(*Personal preferences → API*), and the worker looks every day whether Pipedrive has deleted the "
+        "webhook.",
     ),
     manual="https://pipedrive.readme.io/docs/guide-for-webhooks-v2",
     read_limit=pipedrive_api.READ_LIMIT,

@@ -9,7 +9,7 @@ import hmac
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from bridge.errors import SourceUnavailable
@@ -36,6 +36,7 @@ INCLUDED = frozenset({
     "related_lost_deals_count", "related_open_deals_count", "related_won_deals_count", "undone_activities_count",
     "won_deals_count",
 })  # fmt: skip
+LOOKED_AFTER = timedelta(days=2)  # a webhook, which Pipedrive deletes after three days without success
 MARKETING = "marketing_status"
 UNSUBSCRIBED = "unsubscribed"
 
@@ -188,7 +189,8 @@ class WebhookRegistrar:
         """See `Registrar.register`.
 
         A webhook that leads here otherwise (an old password, version 1, switched off) is replaced. Pipedrive may
-        not say which password a webhook has: then only the user is compared.
+        not say which password a webhook has: then only the user is compared. One that fails is deleted, and nobody
+        is told: so it is registered again before long.
         """
         with discreetly(api):
             there = self._there(api, url)
@@ -199,7 +201,7 @@ class WebhookRegistrar:
                 self._create(api, url, others)
                 done = ["Created the webhook: everything about persons, version 2."]
             removed = self._delete(api, others)
-            return Registration([*done, *removed])
+            return Registration([*done, *removed], expires_at=now + LOOKED_AFTER)
 
     def remove(self, api: Api, url: str) -> Sequence[str]:
         """See `Registrar.remove`."""

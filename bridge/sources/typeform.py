@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from bridge import signing
@@ -25,6 +25,7 @@ from bridge.sources.reading import Unclear, event_key, fingerprint, moment, read
 from bridge.sources.sampling import SAMPLE_ID, Sampling, made_up
 
 RESPONSE = "form_response"
+LOOKED_AFTER = timedelta(days=1)  # a webhook, which Typeform switches off when it fails for long
 UNFILLED = "xxxxx"  # what a form's own link has in the place of a hidden field
 PLAIN = frozenset({"boolean", "date", "email", "file_url", "number", "phone_number", "text", "url"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
@@ -204,7 +205,7 @@ class FormsRegistrar:
         """See `Registrar.register`.
 
         What Typeform tells of a webhook may lack its secret. It is then written again, which changes nothing if it
-        was right.
+        was right. One that fails is switched off, and nobody is told: so it is registered again before long.
         """
         done = []
         with discreetly(api):
@@ -217,7 +218,7 @@ class FormsRegistrar:
                 tag = next(iter(there), f"bridge-{event_key(url)[:12]}")
                 self.caller.call(api, "PUT", _webhook(form, tag), json=self._wanted(url), expected=(200, 201))
                 done.append(f"The webhook of the form {form} leads here, with our secret.")
-        return Registration(done)
+        return Registration(done, expires_at=now + LOOKED_AFTER)
 
     def remove(self, api: Api, url: str) -> Sequence[str]:
         """See `Registrar.remove`."""
@@ -311,7 +312,8 @@ SOURCE = SourceType(
         "(`email`, `phone`, `first_name`). The names are then the same in all forms.",
         "Open *Connect → Webhooks* and choose *Add a webhook*: the URL that `bridge url {name}` prints. Under "
         "*Edit* enter the secret and leave *SSL verification* on, then switch the webhook on.",
-        "With `token` and `forms`, the command `bridge register {name}` does the third step for every form.",
+        "With `token` and `forms`, the command `bridge register {name}` does the third step for every form, and "
+        "the worker looks twice a day whether Typeform has switched a webhook off.",
     ),
     manual="https://www.typeform.com/developers/webhooks/",
     registrar=_registrar,

@@ -291,6 +291,7 @@ def test_registering_twice_is_registering_once(pages: str, created: int, scope: 
         assert (ours["organization"], ours["user"]) == (ORGANIZATION, USER if scope == "user" else None)
         assert set(one.fake.keys.values()) == {"our-signing-key"}
         again = one.registrar(scope=scope).register(one.api, URL, [], NOW)
+        assert done.expires_at == again.expires_at == NOW + timedelta(days=1), "it is looked after"
         assert again.done == ["The subscription is there already."]
         assert len(one.fake.keys) == 2
 

@@ -332,6 +332,7 @@ def test_registering_twice_is_registering_once(passwords: str, no_webhooks: str)
     with company(passwords=passwords, no_webhooks=no_webhooks) as one:
         done = one.registrar.register(one.api, URL, ["email"], START)
         assert done.done == ["Created the webhook: everything about persons, version 2."]
+        assert done.expires_at == START + timedelta(days=2), "it is looked after: Pipedrive deletes one that fails"
         (webhook,) = one.fake.webhooks.values()
         wanted = {
             "subscription_url": URL, "event_action": "*", "event_object": "person", "version": "2.0",

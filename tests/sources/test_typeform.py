@@ -247,6 +247,7 @@ def test_registering_twice_is_registering_once(secrets: str, events: str) -> Non
             assert (webhook["url"], webhook["secret"], webhook["enabled"]) == (URL, "our-secret", True)
             assert (webhook["verify_ssl"], webhook["event_types"]) == (True, {"form_response": True})
         again = one.registrar().register(one.api, URL, [], NOW)
+        assert done.expires_at == again.expires_at == NOW + timedelta(days=1), "it is looked after"
         assert ("already" in again.done[0]) is (secrets == "told")
         assert json.dumps(one.fake.forms) == before
 
