@@ -73,7 +73,7 @@ USES: dict[str, Use] = {
         *(pytest.param(FRESHSALES, use, id=f"freshsales {use}") for use in ("page", "page since", "opt_out")),
     ],
 )
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(replies=st.lists(answers, min_size=1, max_size=4))
 def test_any_answer_is_understood_or_told(account: Any, use: str, replies: list[tuple[int, bytes]]) -> None:
     try:
@@ -86,7 +86,7 @@ def test_any_answer_is_understood_or_told(account: Any, use: str, replies: list[
 
 
 @pytest.mark.parametrize("source", ["copper", "freshsales"])
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(replies=st.lists(answers, min_size=1, max_size=3))
 def test_any_answer_is_the_record_or_none(source: str, replies: list[tuple[int, bytes]]) -> None:
     made: Any = (

@@ -16,7 +16,7 @@ from bridge.sources.sampling import Sampling
 from tests.sources.kit import BASE_URL, NOW, connection_of, one_change
 
 FORM = "application/x-www-form-urlencoded"
-few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 def read(body: bytes | str, content_type: str = "") -> dict[str, Any]:

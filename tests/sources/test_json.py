@@ -19,7 +19,7 @@ from tests.platforms import PUBLIC_URL, open_bench, serve_platforms
 from tests.sources.kit import BASE_URL, NOW, connection_of, one_change, only, vectors
 
 REQUEST = InboundRequest("POST", f"{BASE_URL}/hooks/crm", {"content-type": "application/json"}, b"{}")
-few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 
 def source(more: str, kind: str = "json") -> Source:

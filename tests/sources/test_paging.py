@@ -55,7 +55,7 @@ happenings = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(
     seconds=st.lists(st.integers(0, 12), max_size=60),
     size=st.integers(1, 7),
