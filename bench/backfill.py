@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench.running import resident_mb
@@ -44,5 +43,10 @@ def run(platforms: Platforms, folder: Path, many: int = MANY) -> None:
         f"{seconds:.0f} s, {many / seconds:,.0f} contacts/s, {calls / many:.1f} calls a contact, everybody once"
     )
     print(
-        f"  live changes meanwhile, with the restart of the worker: {waits} s; the worker's memory then: {held} MB"
+        f"  until somebody who comes live is at the target: {listed(live, 2)} s (aim 1); with a restart of the worker: "
+        f"{listed(restarted, 2)} s; its memory then: {listed(memory, 0)} MB"
     )
+
+
+def listed(values: Sequence[float], digits: int) -> str:
+    return ", ".join(f"{one:.{digits}f}" for one in values)

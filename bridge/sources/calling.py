@@ -29,7 +29,7 @@ class Caller:
 
     title: str  # of the CRM, for people
     connection: str  # as in ``[sources.<name>]``
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     scope: str = ""  # what the credential must allow, for people
     tokens: Tokens | None = None
     scheme: str = "Bearer"
