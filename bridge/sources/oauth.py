@@ -34,7 +34,7 @@ class AccessTokens:
     connection: str
     base_url: str
     path: str
-    form: Mapping[str, str]
+    form: Mapping[str, str] = field(repr=False)
     clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _token: str = ""
