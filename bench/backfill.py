@@ -43,10 +43,8 @@ def run(platforms: Platforms, folder: Path, many: int = MANY) -> None:
         f"backfill: {many:,} contacts of HubSpot into ActiveCampaign, the worker killed {KILLS} times: "
         f"{seconds:.0f} s, {many / seconds:,.0f} contacts/s, {calls / many:.1f} calls a contact, everybody once"
     )
-    print(
-        f"  until somebody who comes live is at the target: {listed(live, 2)} s (aim 1); with a restart of the worker: "
-        f"{listed(restarted, 2)} s; its memory then: {listed(memory, 0)} MB"
-    )
+    print(f"  until somebody who comes live is at the target: {listed(live, 2)} s (aim 1)")
+    print(f"  the same with a restart of the worker: {listed(restarted, 2)} s; its memory: {listed(memory, 0)} MB")
 
 
 def listed(values: Sequence[float], digits: int) -> str:
