@@ -182,6 +182,11 @@ def test_a_repeat_is_known_by_the_events_id_but_not_with_another_body() -> None:
     assert event(CUSTOMER, "customers/create", **ids).key != first.key
     assert event(CUSTOMER, x_shopify_event_id="e2").key != first.key
     assert event(CUSTOMER).key == event(CUSTOMER).key  # its time tells it apart
+    # Nor do headers that have it ignored make the true one a repeat.
+    ignoring: list[dict[str, Any]] = [{"x_shopify_shop_domain": "other.myshopify.com"}, {"x_shopify_test": "true"}]
+    for more in ignoring:
+        assert event(CUSTOMER, **ids, **more).ignored
+        assert event(CUSTOMER, **ids, **more).key != first.key
     later = only(SHOP, {"id": 1}, NOW + timedelta(seconds=1), x_shopify_topic="customers/delete")
     assert later.key != event({"id": 1}, "customers/delete").key
 

@@ -38,11 +38,12 @@ from bridge.sources.shopify.customers import Shape
 
 SCHEME = signing.Scheme("x-shopify-hmac-sha256", encoding=signing.Encoding.BASE64)
 SHOP = re.compile(r"[a-z0-9][a-z0-9-]*\.myshopify\.com")
-TOPIC, EVENT_ID, SHOP_DOMAIN, TRIGGERED_AT = (
+TOPIC, EVENT_ID, SHOP_DOMAIN, TRIGGERED_AT, TEST = (
     "x-shopify-topic",
     "x-shopify-event-id",
     "x-shopify-shop-domain",
     "x-shopify-triggered-at",
+    "x-shopify-test",
 )
 
 # What a body must show that is said to be of this topic.
@@ -65,6 +66,7 @@ TOPICS = {
     "customers/data_request": Shape.DATA_REQUEST,
     "shop/redact": Shape.SHOP_REDACT,
 }
+A_TEST = "It is a test that was sent from the shop's admin, about a customer who does not exist."
 OTHER_SHOP = "It is from another shop than the configured one."
 DATA_REQUEST = "A customer asks what is stored: bridge answers nothing by itself. Export the contact and send it."
 SHOP_REDACT = "The app was removed from the shop. Bridge deletes nothing for that: remove the source, and prune."
@@ -147,6 +149,8 @@ class Shopify:
             return Event(sent.key, ignored=f"'{short(sent.topic)}' is not about customers.", type=sent.topic)
         if self._is_foreign(sent):
             return Event(sent.key, ignored=OTHER_SHOP, type=sent.topic)
+        if sent.is_test:
+            return Event(sent.key, ignored=A_TEST, type=sent.topic)
         # Without a topic (a file that somebody sends), a customer is a customer all the same.
         if sent.shape is not TOPICS.get(sent.topic, Shape.CUSTOMER):
             return Event(sent.content_key, unreadable=_disagreement(sent), type=sent.topic)
@@ -163,8 +167,8 @@ class Shopify:
         return Event(sent.key, tuple(clamp(change, sent.received_at) for change in changes), type=sent.topic)
 
     def _is_foreign(self, sent: _Sent) -> bool:
-        domains = (sent.headers.get(SHOP_DOMAIN, ""), text_or_none(sent.body.get("shop_domain")) or "")
-        return any(domain and domain.strip().lower() != self._shop for domain in domains)
+        signed = (text_or_none(sent.body.get("shop_domain")) or "").strip().lower()
+        return any(domain and domain != self._shop for domain in (sent.domain, signed))
 
     def _changes(self, sent: _Sent) -> list[Change]:
         if sent.shape is Shape.CUSTOMER:
@@ -255,6 +259,14 @@ class _Sent:
     def topic(self) -> str:
         return self.headers.get(TOPIC, "").strip().lower()
 
+    @property
+    def domain(self) -> str:
+        return self.headers.get(SHOP_DOMAIN, "").strip().lower()
+
+    @property
+    def is_test(self) -> bool:
+        return self.headers.get(TEST, "").strip().lower() == "true"
+
     @cached_property
     def shape(self) -> Shape:
         return customers.shape_of(self.body)
@@ -271,12 +283,14 @@ class _Sent:
     def key(self) -> str:
         """Return what tells repeats: Shopify's id of the event, for all who heard of it.
 
-        Topic and body are part of it, as the id is in no way signed: with another body it is no repeat.
+        All that decides what becomes of it is part of it, as none of these headers is signed: what was sent with
+        other ones is no repeat.
         """
+        told = (self.topic, self.domain, self.is_test, self.content)
         event_id = self.headers.get(EVENT_ID, "").strip()
         if not event_id and "updated_at" not in self.body:
-            return receipt_key(self.received_at, "shopify", self.topic, self.content)
-        return event_key("shopify", event_id, self.topic, self.content)
+            return receipt_key(self.received_at, "shopify", *told)
+        return event_key("shopify", event_id, *told)
 
     @property
     def triggered_at(self) -> datetime:
@@ -370,6 +384,7 @@ SOURCE = SourceType(
         EVENT_ID,
         SHOP_DOMAIN,
         TRIGGERED_AT,
+        TEST,
         "x-shopify-webhook-id",
         "x-shopify-api-version",
     ),
@@ -396,7 +411,7 @@ SOURCE = SourceType(
         "Run `bridge register {name}`: it makes the webhooks. By hand instead: in the shop's admin under "
         "*Settings → Notifications → Webhooks* make one each for *Customer creation*, *Customer update* and "
         "*Customer deletion*, as JSON, with the URL that `bridge url {name}` prints, and put the secret that is "
-        "shown there under `secrets`.",
+        "shown there under `secrets`, behind the app's.",
         "In the app's configuration give the same URL for *Customer data erasure* (`customers/redact`), which "
         "nobody can register: bridge then erases whoever Shopify says must be.",
     ),
