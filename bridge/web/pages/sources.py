@@ -10,7 +10,7 @@ from datetime import datetime
 from flask import Blueprint, redirect
 from flask.typing import ResponseReturnValue
 
-from bridge import log, pipeline
+from bridge import catch_up, log, pipeline
 from bridge.config import SourceConnection
 from bridge.errors import BadSignature, ConfigError
 from bridge.model import BACKFILL, RECONCILE, REGISTRATION, AuditEntry, CatchUp, InboundRequest, RecordKey
@@ -18,7 +18,7 @@ from bridge.sources.recording import of_body
 from bridge.sources.sampling import Sampling
 from bridge.store.looking import Role
 from bridge.store.protocol import Health, Received, Refusal, SourceStatus
-from bridge.web import trial
+from bridge.web import health, trial
 from bridge.web.inbound import HIDDEN, PREFIX
 from bridge.web.pages.access import actor, needs
 from bridge.web.pages.rhythm import HOUR, LOOK_BACK, Rhythm, rhythm
@@ -67,6 +67,8 @@ class Item:
     targets: Sequence[str]  # that its routes lead to
     reads: bool  # whole contacts are read from the CRM
     lists: bool  # so can all of them
+    reconciles: bool  # what was changed is looked for from time to time
+    registers: bool  # bridge can have the CRM send here
     backfill: CatchUp | None
     reconcile: CatchUp | None
     registration: CatchUp | None
@@ -126,6 +128,8 @@ def _item(site: Site, connection: SourceConnection, status: SourceStatus, now: d
         targets=[route.target for route in site.config.routes_of(connection.name)],
         reads=connection.source.can_read(),
         lists=connection.lister() is not None,
+        reconciles=connection.reconcile_s > 0,
+        registers=connection.registrar() is not None,
         backfill=site.store.catch_up(connection.name, BACKFILL),
         reconcile=site.store.catch_up(connection.name, RECONCILE),
         registration=site.store.catch_up(connection.name, REGISTRATION),
@@ -191,9 +195,17 @@ def blueprint(site: Site) -> Blueprint:
     @pages.get("/sources")
     def sources() -> ResponseReturnValue:
         now = site.clock()
-        known = statuses(site, site.store.health(now))
+        seen = site.store.health(now)
+        known = statuses(site, seen)
         items = [_item(site, one, known[name], now) for name, one in site.config.sources.items()]
-        return site.page("sources.html", sources=items, reasons_shown=REASONS_SHOWN, kept=REFUSALS_KEPT)
+        return site.page(
+            "sources.html",
+            sources=items,
+            worker_alive=health.worker_alive(seen, now),
+            effect_words={effect.value: word for effect, word in catch_up.WORDS.items()},
+            reasons_shown=REASONS_SHOWN,
+            kept=REFUSALS_KEPT,
+        )
 
     @pages.get("/sources/<name>/sample")
     @needs(Role.OPERATOR)

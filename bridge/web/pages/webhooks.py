@@ -13,6 +13,7 @@ from flask.typing import ResponseReturnValue
 from bridge.config import Config, SourceConnection
 from bridge.expressions import Expression
 from bridge.model import Change, Contact, Event, InboundRequest, Mode, Outcome, RecordKey, Value
+from bridge.pipeline import consenting
 from bridge.pipeline.processing import parse
 from bridge.rules import Empty, FieldRule, Route
 from bridge.store.looking import Role
@@ -142,6 +143,8 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 def verdict(stored: Inbound, connection: SourceConnection | None) -> str:
     """Return in one sentence why the webhook was believed."""
+    if stored.method == consenting.METHOD:
+        return "Told by a target's own webhook, which came to the target's secret URL."
     if connection is None:
         return f"It passed the check of the source {stored.source}, which is no longer configured."
     configured = _configured(connection)
@@ -307,6 +310,7 @@ def blueprint(site: Site) -> Blueprint:
             stored=stored,
             connection=connection,
             verdict=verdict(stored, connection),
+            consent=stored.method == consenting.METHOD,
             link=f"{site.public_url}/webhooks/{inbound_id}",
             reason=stored.reason or SENTENCES.get(stored.outcome, ""),
             newer=back.url(f"/webhooks/{newer}") if newer else "",
@@ -384,6 +388,7 @@ def _read(site: Site, connection: SourceConnection | None, stored: Inbound, now:
     routes = site.config.routes_of(stored.source)
     told = sum(len(change.fields) for event in parsed.events for change in event.changes)
     few = 0 < len(people) <= CONTACTS_TRIED and told <= FIELDS_TRIED and len(stored.body) <= BYTES_TRIED
+    few = few and stored.method != consenting.METHOD  # nothing that the source's parser reads
     return {
         "events": [event_shown(one) for one in parsed.events[:EVENTS_SHOWN]],
         "more_events": max(0, len(parsed.events) - EVENTS_SHOWN),

@@ -54,6 +54,11 @@ MARKS: Mapping[str, Mark] = {
     "deleted": Mark("deleted", "idle", "minus"),
     "erased": Mark("erased", "warn", "minus"),
     "merged": Mark("merged", "idle", "arrow"),
+    "stopped": Mark("stopped", "idle", "stop"),  # also a backfill
+    "started": Mark("started", "idle", "check"),
+    "told": Mark("CRM told", "idle", "out"),
+    "not_told": Mark("CRM not told", "warn", "repeat"),
+    "missed": Mark("missed", "warn", "question"),
     # targets
     "open": Mark("open", "good", "check"),
     "paused": Mark("paused", "warn", "pause"),
@@ -66,7 +71,8 @@ MARKS: Mapping[str, Mark] = {
     "exported": Mark("exported", "idle", "out"),
     "bulk_requested": Mark("bulk retry", "idle", "person"),
     "bulk_cancelled": Mark("bulk retry cancelled", "idle", "minus"),
-    # bulk retries
+    # bulk retries, backfills
+    "asking": Mark("asks", "warn", "person"),
     "running": Mark("running", "busy", "arrow"),
     "done": Mark("done", "good", "check"),
     # attempts that failed, by the class of their error
