@@ -16,7 +16,7 @@ from bridge.config import load
 from bridge.database import Database
 from bridge.demo.fakes.hubspot import HubSpot, WebhookEvent
 from bridge.demo.fakes.sakari import Sakari
-from bridge.errors import StoreUnavailable
+from bridge.errors import StoreUnavailable, Unstorable
 from bridge.expressions import Expression
 from bridge.model import Delivery, InboundRequest, Outcome, RecordKey, State, utc_now
 from bridge.outbound import Api
@@ -675,6 +675,30 @@ def test_an_outcome_that_could_not_be_stored_is_found_out_again(
         world.bench.worker.run(lane)
     assert world.delivery(str(events[0]["objectId"])).state is State.SYNCED
     assert len(world.sms.contacts) == 1
+
+
+def test_an_outcome_that_the_database_refuses_ends_its_delivery_and_no_lane(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = world.bench.store
+    finish = store.finish_and_claim
+
+    def finish_or_refuse(*arguments: Any) -> tuple[Delivery, Delivery | None]:
+        if arguments[1].key.source_id == first:
+            raise Unstorable("The database refuses what bridge asks for (DATATYPE_MISMATCH): a bug of bridge.")
+        return finish(*arguments)
+
+    monkeypatch.setattr(store, "finish_and_claim", finish_or_refuse)
+    events = world.crm.create(**ANA)
+    first = str(events[0]["objectId"])
+    world.send(events, settle=False)
+    world.create(email="eva@example.com", phone="+525512345679")
+    kept = world.delivery(first)
+    assert kept.state is State.FAILED
+    assert "cannot be stored" in kept.reason
+    assert len(world.sms.contacts) == 2
+    [entry] = store.audit_page(Filter(source_id=first, kind="delivery", error="nonsense"), None, 10).items
+    assert entry.attempt == 1
 
 
 def test_refused_credentials_hold_the_target_until_they_work(world: World) -> None:

@@ -10,7 +10,16 @@ from datetime import datetime, timedelta
 
 from bridge import log, schedule
 from bridge.config import TargetConnection
-from bridge.errors import DeliveryFailed, LostLane, Refused, Retryable, StoreUnavailable, Superseded
+from bridge.errors import (
+    DeliveryFailed,
+    LostLane,
+    Permanent,
+    Refused,
+    Retryable,
+    StoreUnavailable,
+    Superseded,
+    Unstorable,
+)
 from bridge.model import Delivery, Desired, Receipt
 from bridge.outbound import Api
 from bridge.store.protocol import Attempt, Plan, Store, TargetStatus, Ticket
@@ -140,7 +149,10 @@ def deliver(
         present = replace(present, unsure_since=push.unsure_since)
         return schedule.failed(present, claimed, failure, held=held, now=ended, draw=random.random())  # noqa: S311
 
-    delivery, following = push.finish(close, attempt, more=error is None and more())
+    try:
+        delivery, following = push.finish(close, attempt, more=error is None and more())
+    except Unstorable as refusal:
+        delivery, following = _give_up(push, attempt, refusal, held, ended), None
     log.event(
         "delivery.attempted",
         target=claimed.target,
@@ -153,6 +165,26 @@ def deliver(
         calls=len(api.exchanges),
     )
     return delivery, following
+
+
+def _give_up(push: Push, attempt: Attempt, refusal: Unstorable, held: TargetStatus, now: datetime) -> Delivery:
+    """End a push whose outcome the database refuses for good: tried again and again, it would stop its lane."""
+    claimed = push.claimed
+    log.bug(
+        "delivery.unstorable",
+        refusal,
+        target=claimed.target,
+        source=claimed.key.source,
+        source_id=claimed.key.source_id,
+    )
+    error = Permanent(f"What came of the push cannot be stored. {refusal}", code="nonsense")
+
+    def close(row: Delivery | None) -> Delivery:
+        present = replace(_present(row, claimed), unsure_since=push.unsure_since)
+        return schedule.failed(present, claimed, error, held=held, now=now, draw=0.0)
+
+    bare = replace(attempt, outcome=error.code, reason=str(error), error=error.code, exchanges=())
+    return push.finish(close, bare)[0]
 
 
 def _elder(connection: TargetConnection, job: Job) -> Job | None:

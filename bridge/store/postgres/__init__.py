@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -24,6 +24,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Wake = Callable[[psycopg.Connection[Any], Mapping[str, datetime]], None]
+
+
+DAYS_EVERY = timedelta(hours=1)
 
 
 class PostgresStore(SqlStore):
@@ -46,6 +49,7 @@ class PostgresStore(SqlStore):
         self._connections = Connections(url, max_size=max_size, name=name)
         self._clock = DatabaseClock(self._connections)
         self._wake = wake
+        self._days_due: datetime | None = None
 
     def check(self) -> None:
         """Make sure that this version of bridge can work with the schema.
@@ -69,7 +73,9 @@ class PostgresStore(SqlStore):
 
     def tidy(self, now: datetime) -> bool:
         with self._connections.bare() as connection:
-            partitions.make_days(connection, now.date())
+            if self._days_due is None or now >= self._days_due:  # they are made for a week ahead
+                partitions.make_days(connection, now.date())
+                self._days_due = now + DAYS_EVERY
             return folding.fold(connection)
 
     def prune(self, *, payloads_before: datetime, keys_before: datetime, limit: int = 1000) -> int:
