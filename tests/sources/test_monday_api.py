@@ -279,6 +279,7 @@ def test_trouble_on_the_way_is_told_and_teaches_nothing(
         {"status": 200, "body": []},
         {"status": 200, "body": {}},
         {"status": 200, "body": {"data": None}},
+        {"status": 200, "body": {"data": {"items": None}}},
         {"status": 200, "body": {"errors": [{"message": "Ada Lovelace", "extensions": {"code": "a person's"}}]}},
         {"status": 200, "body": {"errors": [7], "data": {"items": []}}},
         {"status": 200, "body": {"errors": [{"extensions": {"code": "INTERNAL_SERVER_ERROR"}}]}},
@@ -293,7 +294,7 @@ def test_trouble_that_may_be_of_the_records_asked_for_is_told_apart(trouble: Map
 def test_an_unusable_answer_about_one_item_says_nothing_against_the_others() -> None:
     with board() as one:
         good = {"id": "2", "state": "active", "updated_at": "2026-09-21T14:13:20Z", "column_values": None}
-        items = [{"id": "1", "updated_at": "once"}, good, None, 7, {"id": None}, {"id": "777"}]
+        items = [{"id": "1", "updated_at": "once", "state": ["odd"]}, good, None, 7, {"id": None}, {"id": "777"}]
         one.fake.trouble(status=200, body={"data": {"items": items}})
         first, second, third = one.read("1", "2", "3")
         assert "when the item was last changed" in first.problem

@@ -165,11 +165,13 @@ class Items:
         if not asked:
             return []
         try:
-            found = list_of(self._ask(api, BY_IDS, {"ids": asked}, fields).get("items"))
+            found = self._ask(api, BY_IDS, {"ids": asked}, fields).get("items")
         except NotThere:
             if len(asked) > 1:  # which of them is told apart by asking for fewer
                 raise
             found = []
+        if not isinstance(found, list):
+            raise BatchUnreadable("monday.com's answer is no list of items.")
         items = {text_or_none(item.get("id")): item for item in map(object_of, found)}
         return [self._as_read(key, items.get(key.source_id), fields) for key in keys]
 
@@ -233,7 +235,7 @@ class Items:
         return read if read.fields is not None or read.problem else None
 
     def _as_read(self, key: RecordKey, item: Mapping[str, Any] | None, fields: Sequence[str]) -> Read:
-        if item is None or item.get("state") in {"archived", "deleted"}:
+        if item is None or item.get("state") in ("archived", "deleted"):
             return Read(key, key, None, None)
         board = text_or_none(object_of(item.get("board")).get("id"))
         if board is not None and board != self.board.id:  # it was moved there, and is no contact any more
