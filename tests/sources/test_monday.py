@@ -391,6 +391,11 @@ def test_a_column_goes_by_the_name_that_is_configured_or_by_its_id() -> None:
     assert dict(found.fields) == {"phone": "1"}  # the column of that name tells the other
     found = one_change(source, said(columnId="text_1", columnType="text", value={"value": "GB"}))
     assert dict(found.fields) == {"phone_country": "GB"}
+    # The column whose own id is "phone" is another one, and must not pass for it.
+    found = one_change(source, said(columnId="phone", columnType="phone", value=value))
+    assert dict(found.fields) == {}
+    found = one_change(source, said(columnId="phone_2", columnType="phone", value=value))
+    assert dict(found.fields) == {"phone_2": "1", "phone_2_country": "US"}
 
 
 def test_the_sample_is_made_for_the_columns_that_are_configured() -> None:

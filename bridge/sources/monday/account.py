@@ -71,6 +71,8 @@ class Board:
     def fields_of(self, column_id: str, parts: Parts) -> dict[str, Value]:
         """Return what *parts* of a column come to, by field."""
         name = next((name for name, known in self.columns.items() if known == column_id), column_id)
+        if name == column_id and self.columns.get(name, column_id) != column_id:
+            return {}  # rules call another column by this one's id
         fields = {f"{name}{part}": value for part, value in parts.items()}
         # A further part gives way to a column that has its name.
         return {one: value for one, value in fields.items() if one == name or one not in self.columns}
