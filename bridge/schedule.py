@@ -56,7 +56,8 @@ def plan(current: Delivery | None, want: Want, *, held: TargetStatus, now: datet
     row = replace(row, desired=desired, revision=revision, left_out=want.dropped, inbound_id=inbound_id)
     if row.state is State.SENDING:
         # What is under way ends first; `succeeded` and `failed` see the revision.
-        return replace(row, updated_at=now, reason=SENDING if desired else THEN + want.reason)
+        low = row.low and want.low and not (desired and desired.opt_out)
+        return replace(row, updated_at=now, reason=SENDING if desired else THEN + want.reason, low=low)
     if desired is None:
         planned = _settled(row, State.WAITING, want.reason)
     elif (done := _already(row, desired)) is not None and not (want.again and row.state in _PARKED):

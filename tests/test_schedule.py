@@ -72,6 +72,16 @@ def test_new_state_during_a_push_is_sent_after_it() -> None:
     assert (row.state, row.due_at, row.desired, row.accepted) == (State.PENDING, LATER, ANITA, ANA.fields)
 
 
+def test_what_comes_live_while_a_listed_one_is_sent_does_not_wait_behind_the_list() -> None:
+    first = sending(replace(planned(want(ANA)), low=True))
+    for newer in (want(ANITA), replace(want(replace(ANITA, opt_out=True)), low=True)):
+        row = planned(newer, start=first)
+        row = schedule.succeeded(row, first, Receipt("created", "t1", ANA.fields), held=OPEN, now=LATER)
+        assert (row.state, row.low) == (State.PENDING, False)
+    row = planned(replace(want(ANITA), low=True), start=first)
+    assert schedule.succeeded(row, first, Receipt("created", "t1", ANA.fields), held=OPEN, now=LATER).low
+
+
 def test_state_that_went_there_and_back_during_a_push_is_at_rest() -> None:
     first = sending(planned(want(ANA)))
     newer = planned(want(ANITA), want(ANA), start=first)
