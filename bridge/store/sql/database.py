@@ -28,10 +28,12 @@ in this order, so that no two ever wait for each other:
 3. a bulk retry (its name, by `Db.lock`);
 4. contacts, by their ids;
 5. deliveries, by their ids. Who needs several takes them with `Db.lock_rows` before anything is read of them, and
-   their contacts before that, unless the door is shut behind it. Only `claim` takes a name after a delivery (of a
-   target's unlinked contacts), and behind that waits for no row;
+   their contacts before that, unless the door is shut behind it. Only who claims takes a name after a delivery (of
+   a target's unlinked contacts), and behind that waits for no row; `finish`, which has a delivery when it claims
+   the next one, skips those that somebody else has;
 6. event keys, by their digests; inbounds, by their ids; payloads;
-7. rows that are written once, near the end (of a source, a target's last push, a quota), and last the wakes.
+7. how far a CRM's list was gone through (its name, by `Db.lock`);
+8. rows that are written once, near the end (of a source, a target's last push, a quota), and last the wakes.
 
 What breaks that order is found out by the database after a second, and the transaction runs again. So does the
 second of two that write the same key (of an event, a link). It is called with the same arguments: a verb changes

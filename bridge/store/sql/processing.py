@@ -164,9 +164,9 @@ def commit(
         left = db.execute(_DECIDED, (moment, asked_late, asked_late, key.source, key.source_id)).fetchone()
         if left is not None and not left["asked"]:
             retries.decided(db, key)
-    _note_source(db, ticket.lane.removeprefix("process:"), decision.account)
     if decision.catch_up is not None:
         catching_up.advance(db, decision.catch_up)
+    _note_source(db, ticket.lane.removeprefix("process:"), decision.account)
     for lane, when in due.items():
         db.make_due(lane, when)
     return due
