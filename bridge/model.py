@@ -179,8 +179,11 @@ class Contact:
     @property
     def stopped(self) -> Version | None:
         """The newest stop that the person said at a target and did not take back there."""
+        # Of the same moment, the stop counts: which of two event ids is greater tells nothing.
         standing = [
-            stop for target, stop in self.stops.items() if target not in self.starts or self.starts[target] < stop
+            stop
+            for target, stop in self.stops.items()
+            if target not in self.starts or self.starts[target].occurred_at <= stop.occurred_at
         ]
         return max(standing, default=None)
 

@@ -105,6 +105,16 @@ def e164(value: Value, region: str | None = None) -> str:
     return str(phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164))
 
 
+def national_digits(phone: str) -> str:
+    """Return the digits of an E.164 *phone* that everybody writes, who tells the country and who does not."""
+    import phonenumbers
+
+    try:
+        return str(phonenumbers.national_significant_number(phonenumbers.parse(phone)))
+    except phonenumbers.NumberParseException:
+        return phone.removeprefix("+")
+
+
 def known_region(region: str) -> bool:
     """Say whether phone numbers of *region* ("US") can be read."""
     import phonenumbers

@@ -22,7 +22,7 @@ from bridge.engine.protocol import Chore, Engine
 from bridge.errors import LostLane, Retryable
 from bridge.lanes import deliver_lane, process_lane
 from bridge.model import Delivery, utc_now
-from bridge.outbound import Access, Api, new_session
+from bridge.outbound import READ_TIMEOUT_S, Access, Api, new_session
 from bridge.store.protocol import Pair, Store, TargetStatus, Ticket
 
 GATHER_S = 0.3  # for more of a burst
@@ -38,6 +38,7 @@ FIRST_PAUSE_S = 1.0  # after a beat failed, doubled each time
 LONGEST_PAUSE_S = 30.0
 ELSEWHERE = timedelta(seconds=1)  # so that another worker takes the lane, or rules are in force by then
 ASIDE = timedelta(seconds=0.2)
+TOLD_S = 5.0  # that a CRM may take to hear of an opt-out, while its lane waits
 KEYS_KEPT = timedelta(days=14)  # longer than any sender retries
 
 
@@ -216,7 +217,7 @@ class Worker:
         deadline = time.monotonic() + TURN_S
         api, crm = self._reader(connection), None
         if connection.write_back:
-            crm = lambda: self._crm(connection)  # noqa: E731
+            crm = lambda: self._crm(connection, answer_s=TOLD_S)  # noqa: E731
         routes = self.config.routes_of(connection.name)
         while time.monotonic() < deadline and not self._stopping.is_set():
             more, received = False, 0
@@ -279,9 +280,9 @@ class Worker:
             return None
         return lambda: self._crm(connection)
 
-    def _crm(self, connection: SourceConnection) -> Api:
+    def _crm(self, connection: SourceConnection, answer_s: float = READ_TIMEOUT_S) -> Api:
         access = pipeline.SharedAccess(self.store, f"source {connection.name}", self.clock, self._stopping.wait)
-        return Api(connection.base_url, session=self._session(), access=access)
+        return Api(connection.base_url, session=self._session(), access=access, read_timeout_s=answer_s)
 
     def _deliver(self, lane: str, connection: TargetConnection, ticket: Ticket) -> datetime | None:
         deadline = time.monotonic() + TURN_S

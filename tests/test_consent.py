@@ -16,12 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge import contact as contacts
+from bridge import pipeline
 from bridge.app import create_app
 from bridge.config import Environment, load
 from bridge.database import Database
 from bridge.errors import BadPayload, ConfigError, SourceUnavailable
 from bridge.model import Change, Contact, Kind, RecordKey, State, Version
-from bridge.outbound import Api
+from bridge.outbound import Api, new_session
+from bridge.pipeline import consenting
 from bridge.store.codec import contact_from, contact_json
 from bridge.store.group_commit import GroupCommit
 from bridge.store.protocol import Filter
@@ -40,8 +42,13 @@ class Crm:
 
     told: list[tuple[str, str]] = field(default_factory=list)
     down: bool = False
+    asked: int = 0
+    choke: bool = False
 
     def opt_out(self, api: Api, source_id: str, name: str) -> None:
+        self.asked += 1
+        if self.choke:
+            raise KeyError("properties")
         if self.down:
             raise SourceUnavailable("The CRM is away.")
         self.told.append((source_id, name))
@@ -189,6 +196,11 @@ def test_a_crm_that_is_away_is_told_later(bench: Bench, crm: Crm) -> None:
     crm.down = True
     post(bench, "marketing", unsubscribed(bench))
     bench.worker.run("process:shop")
+    assert {one.desired.opt_out for one in bench.store.deliveries_of(KEY) if one.desired} == {True}
+    assert crm.asked == 0, "first it is saved: it holds at the targets whatever becomes of the CRM"
+    assert bench.store.contacts([KEY])[KEY].read_due is not None
+    bench.ahead[0] += timedelta(seconds=1)
+    bench.worker.run("process:shop")
     contact = bench.store.contacts([KEY])[KEY]
     assert (contact.told, contact.read_note) == (
         None,
@@ -199,6 +211,94 @@ def test_a_crm_that_is_away_is_told_later(bench: Bench, crm: Crm) -> None:
     bench.settle()
     assert crm.told == [("84001", "sms_opt_out")]
     assert bench.store.contacts([KEY])[KEY].told == contact.stopped
+
+
+def stop_many(bench: Bench, count: int) -> None:
+    for number in range(2, count + 2):
+        body = webhook("changed", person(number), bench.now())
+        bench.receive(signed(bench.config, body, f"msg_many_{number}"))
+    bench.settle()
+    for number in range(2, count + 2):
+        message = {"direction": "inbound", "from": f"+5255123400{number:02d}", "body": "STOP"}
+        told = {"eventId": f"e{number}", "type": "message.received", "data": message}
+        assert post(bench, "inbox", json.dumps(told).encode())[1] == {"status": "accepted"}
+
+
+def test_a_crm_that_hangs_is_asked_once_in_a_round_and_live_changes_are_not_kept_waiting(
+    bench: Bench, crm: Crm
+) -> None:
+    crm.down = True
+    stop_many(bench, 8)
+    bench.worker.run("process:shop")
+    bench.ahead[0] += timedelta(seconds=1)
+    crm.asked = 0
+    say(bench, "msg_live", name="Live")
+    lane = bench.store.acquire("process:shop", "test", bench.now())
+    shop = bench.config.sources["shop"]
+    api = lambda: Api("http://127.0.0.1:9", session=new_session())  # noqa: E731
+    rounds = pipeline.process(shop, bench.config.routes_of("shop"), bench.store, lane, None, bench.now(), api)
+    next(rounds)
+    assert bench.store.contacts([KEY])[KEY].fields["name"].value == "Live"
+    assert crm.asked == 0
+    list(rounds)
+    assert crm.asked == 1
+    crm.down = False
+    bench.worker._tickets.clear()
+    bench.settle()
+    assert len(crm.told) == 8
+
+
+@pytest.mark.parametrize("trouble", ["down", "choke"])
+def test_one_that_cannot_be_told_keeps_no_other_from_being_told(bench: Bench, crm: Crm, trouble: str) -> None:
+    setattr(crm, trouble, True)
+    stop_many(bench, 3)
+    bench.worker.run("process:shop")
+    bench.ahead[0] += timedelta(seconds=1)
+    bench.worker.run("process:shop")
+    setattr(crm, trouble, False)
+    bench.settle()
+    assert {source_id for source_id, _ in crm.told} == {"84002", "84003", "84004"}
+    outcomes = [one.outcome for one in bench.store.audit_page(Filter(kind="contact"), None, 50).items]
+    assert (outcomes.count("not_told"), outcomes.count("told")) == (1, 3)
+    assert "failed" not in outcomes
+
+
+def test_a_text_counts_however_the_crm_writes_the_number(bench: Bench) -> None:
+    for number, written in ((2, "(415) 555-2671"), (3, "415.555.2671")):
+        body = webhook("changed", person(number, phone=written), bench.now())
+        bench.receive(signed(bench.config, body, f"msg_us_{number}"))
+    bench.settle()
+    keys = [RecordKey("shop", "84002"), RecordKey("shop", "84003")]
+    found = [key for page in consenting._written_alike("+14155552671", bench.store) for key in page]
+    assert sorted(found) == keys
+
+
+def test_bridges_own_call_is_nobodys_word(bench: Bench, crm: Crm) -> None:
+    say(bench, "msg_no", stop="yes")
+    bench.settle()
+    assert post(bench, "marketing", unsubscribed(bench, initiated_from="api"))[1] == {"status": "ignored"}
+    assert post(bench, "marketing", unsubscribed(bench, initiated_from="admin"))[1] == {"status": "accepted"}
+
+
+def test_a_yes_to_mail_is_no_yes_to_texts(bench: Bench) -> None:
+    post(bench, "marketing", unsubscribed(bench, type="sms_unsub"))
+    post(bench, "marketing", unsubscribed(bench))
+    bench.ahead[0] += timedelta(minutes=1)
+    post(bench, "marketing", unsubscribed(bench, type="subscribe"))
+    bench.settle()
+    contact = bench.store.contacts([KEY])[KEY]
+    assert (set(contact.stops), set(contact.starts)) == ({"marketing", "marketing sms"}, {"marketing"})
+    assert contact.stopped is not None
+
+
+def test_of_one_moment_the_stop_counts() -> None:
+    at = {"sms": Version(NOON, "a")}
+    assert Contact(KEY, stops=at, starts={"sms": Version(NOON, "b")}).stopped == Version(NOON, "a")
+
+
+def test_a_moment_that_there_is_not_is_none() -> None:
+    form = {"type": "unsubscribe", "contact[id]": "7", "date_time": "0001-01-01T00:00:00+14:00"}
+    assert feedback.activecampaign(urlencode(form).encode())[0].at is None
 
 
 def test_a_crm_that_cannot_be_told_is_refused_in_the_configuration(platforms: Platforms, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TypeVar
 
 from bridge import contact as contacts
 from bridge import log, rules
@@ -58,6 +59,7 @@ class Round:
     inbounds: Sequence[int] = ()  # ids of what was read
 
 
+T = TypeVar("T")
 Decide = Callable[[Sequence[Parsed], Sequence[RecordKey]], Decision]
 Save = Callable[[Decision], Mapping[str, datetime]]  # returns the lanes made due
 
@@ -211,15 +213,18 @@ def _rounds(parsed: Sequence[Parsed], keys: Sequence[RecordKey]) -> list[tuple[l
     for one in parsed:
         spoken_of = (change.key for event in one.events for change in event.changes)
         said.setdefault(next(spoken_of, None), []).append(one)
-    for key in keys:  # last, so that what comes in need not wait for the replay of a hundred thousand
-        said.setdefault(key, [])
     due = set(keys)
-    order = list(said)
-    return [
+    rounds = [
         ([one for key in some for one in said[key]], [key for key in some if key in due])
-        for start in range(0, len(order), ROUND)
-        if (some := order[start : start + ROUND])
+        for some in _slices(list(said))
     ]
+    # Last, so that what comes in need not wait for the replay of a hundred thousand, nor for what the CRM is told.
+    return rounds + [([], some) for some in _slices([key for key in dict.fromkeys(keys) if key not in said])]
+
+
+def _slices(order: Sequence[T]) -> Iterator[list[T]]:
+    for start in range(0, len(order), ROUND):
+        yield list(order[start : start + ROUND])
 
 
 def _decision(
@@ -252,10 +257,12 @@ def _decision(
         touched |= read(connection, routes, api(), known, store, reads_due, now)
     touched &= known.keys()
     for key in touched:
-        known[key] = unless_readable(known[key], can_read=api is not None)
+        # What the CRM is to be told is due like what it is to be asked.
+        known[key] = unless_readable(known[key], can_read=api is not None or crm is not None)
     told = []
     if crm is not None and (writer := connection.writer()) is not None:
-        told = consenting.write_back(connection, writer, crm(), known, touched, now)
+        due = () if parsed else work.keys  # what came live waits for no CRM
+        told = consenting.write_back(connection, writer, crm, known, touched, due, now)
     before_erased = {key for key, contact in before.items() if contact.erased}
     spoken = [entry for one in parsed for entry in _facts(one, account, known, now)]
     return Decision(

@@ -39,6 +39,8 @@ class Consent:
     target_id: str | None = None
     phones: tuple[str, ...] = ()
     at: datetime | None = None
+    by_api: bool = False  # some program called the target's API for it: bridge perhaps
+    channel: str = ""  # what was said no to, where a yes to something else does not take it back
 
 
 def activecampaign(body: bytes) -> list[Consent]:
@@ -57,7 +59,17 @@ def activecampaign(body: bytes) -> list[Consent]:
     starts = kind == "subscribe" and form.get("initiated_from") == "public"
     if kind not in {"unsubscribe", "sms_unsub"} and not starts:
         return []
-    return [Consent(not starts, _fingerprint(body), kind, target_id, at=_moment(form.get("date_time", "")))]
+    return [
+        Consent(
+            not starts,
+            _fingerprint(body),
+            kind,
+            target_id,
+            at=_moment(form.get("date_time", "")),
+            by_api=form.get("initiated_from") == "api",
+            channel="sms" if kind == "sms_unsub" else "",
+        )
+    ]
 
 
 def sakari(body: bytes) -> list[Consent]:
@@ -144,9 +156,9 @@ def _phones(value: Any, depth: int = 6) -> Iterator[str]:
 def _moment(text: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):  # the latter: it is in no year that there is, in UTC
         return None
-    return moment.astimezone(UTC) if moment.tzinfo else None
 
 
 def _fingerprint(body: bytes) -> str:
