@@ -76,13 +76,13 @@ def test_every_setting_is_in_the_file_and_can_be_taken_up(source: str) -> None:
 def test_init_asks_at_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "_asks", lambda: True)
     sources, targets = list(SOURCES), list(TARGETS)
-    typed = f"9\nhubspott\n1, pipedrive\n\n{targets.index('sakari') + 1} artu\nhttp://bridge.example.com\n{PUBLIC_URL}/\n"
+    typed = f"99\nhubspott\n1, pipedrive\n\n{targets.index('sakari') + 1} artu\nhttp://bridge.example.com\n{PUBLIC_URL}/\n"
     result = bridge("init", str(tmp_path), typed=typed)
     assert result.exit_code == 0, result.output
     for title in (*(one.title for one in SOURCES.values()), *(one.title for one in TARGETS.values())):
         assert title in result.output
     assert "there is no 'hubspott'; did you mean 'hubspot'?" in result.output
-    assert "there is no '9'" in result.output
+    assert "there is no '99'" in result.output
     assert "begins with http://" in result.output
     config = load(tmp_path / "bridge.toml", filled_in(tmp_path))
     assert list(config.sources) == [sources[0], "pipedrive"]
@@ -235,8 +235,8 @@ def test_check_live_asks_a_server_that_has_the_database(
     result = bridge("check", "--live")
     assert result.exit_code == 1
     assert (
-        "FAILED  database: The database is not up to date (it lacks 0001_first, 0002_catching_up). Run: bridge migrate"
-        in result.stdout
+        "FAILED  database: The database is not up to date (it lacks 0001_first, 0002_catching_up). "
+        "Run: bridge migrate" in result.stdout
     )
     assert bridge("migrate").exit_code == 0
     result = bridge("check", "--live")

@@ -93,10 +93,12 @@ class Starter:
     def _setting(self, one: Field[Any], hint: Any, prefix: str, mark: str) -> None:
         needed = not _mark(one)
         self._say(one)
-        if needed or _holds_secret(hint):
+        # What is "rare" goes together with another key that nobody can guess, so it waits for a person.
+        if needed or (_holds_secret(hint) and not one.metadata.get("rare")):
             self.lines.append(f"{mark}{one.name} = {self._value(one, hint, prefix)}{_others(hint)}")
         else:
-            self.lines.append(f"#{one.name} = {_toml(_default(one))}{_others(hint)}")
+            value = '"$…"' if _holds_secret(hint) else _toml(_default(one))
+            self.lines.append(f"#{one.name} = {value}{_others(hint)}")
 
     def _say(self, one: Field[Any]) -> None:
         if text := one.metadata.get("help", ""):

@@ -97,7 +97,8 @@ class Settings:
         },
     )
     developer_key: Secret | None = field(
-        default=None, metadata={"help": "the developer account's API key, for 'bridge register' only"}
+        default=None,
+        metadata={"help": "the developer account's API key, for 'bridge register' only", "rare": True},
     )
 
 

@@ -53,7 +53,10 @@ class Settings:
     )
     token: Secret | None = field(
         default=None,
-        metadata={"help": "a personal token with webhooks:read and webhooks:write, for 'bridge register' only"},
+        metadata={
+            "help": "a personal token with webhooks:read and webhooks:write, for 'bridge register' only",
+            "rare": True,
+        },
     )
     forms: tuple[str, ...] = field(
         default=(), metadata={"help": "the ids of the forms whose webhooks 'bridge register' sets up"}
