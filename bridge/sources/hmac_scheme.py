@@ -23,8 +23,10 @@ class Signature:
     """Where the signature stands and what it is made of."""
 
     header: str = field(metadata={"help": "the header that holds the signature", "example": "X-Signature"})
-    digest: Literal["sha1", "sha256", "sha384", "sha512"] = "sha256"
-    encoding: Literal["hex", "base64"] = "hex"
+    digest: Literal["sha1", "sha256", "sha384", "sha512"] = field(
+        default="sha256", metadata={"help": "the hash that it is made with"}
+    )
+    encoding: Literal["hex", "base64"] = field(default="hex", metadata={"help": "how the signature is written"})
     prefix: str = field(default="", metadata={"help": "what stands before the signature: 'sha256='"})
     parts: tuple[str, ...] = field(
         default=("body",),
@@ -43,9 +45,11 @@ class Signature:
 class Timestamp:
     """Where the signed moment stands: in a header of its own, or behind a prefix in the signature's header."""
 
-    header: str = ""
+    header: str = field(default="", metadata={"help": "the header that holds it, where it has one of its own"})
     prefix: str = field(default="", metadata={"help": "of its entry in the signature's header: 't='"})
-    unit: Literal["s", "ms", "iso"] = "s"
+    unit: Literal["s", "ms", "iso"] = field(
+        default="s", metadata={"help": "seconds or milliseconds since 1970, or ISO 8601"}
+    )
     tolerance_s: float = field(default=300, metadata={"help": "how far it may be from our clock, either way"})
 
 
@@ -56,9 +60,12 @@ class Settings:
     secrets: tuple[Secret, ...] = field(
         metadata={"help": "the shared secret; several while it is being changed: new first, old next"}
     )
-    signature: Signature
-    timestamp: Timestamp | None = None
-    payload: Payload = field(default_factory=Payload)
+    signature: Signature = field(metadata={"help": "where the signature stands and what it is made of"})
+    timestamp: Timestamp | None = field(
+        default=None,
+        metadata={"help": "the signed moment; without it a copied request stays good for ever"},
+    )
+    payload: Payload = field(default_factory=Payload, metadata={"help": "where things are in the body"})
     require_token: bool = field(
         default=False, metadata={"help": "accept only the URL with a token, from 'bridge url'"}
     )

@@ -42,7 +42,7 @@ class Settings:
     login: Login | None = field(
         default=None, metadata={"help": "user and passwords of HTTP Basic, either of which is as good as a secret"}
     )
-    payload: Payload = field(default_factory=Payload)
+    payload: Payload = field(default_factory=Payload, metadata={"help": "where things are in the body"})
     require_token: bool = field(
         default=False, metadata={"help": "accept only the URL with a token, from 'bridge url'"}
     )

@@ -56,8 +56,8 @@ KNOWN_FIELDS = (
 class Login:
     """What a webhook's fields "HTTP Auth username" and "HTTP Auth password" hold."""
 
-    user: str
-    password: Secret
+    user: str = field(metadata={"help": "the webhook's HTTP Auth username; it holds no colon"})
+    password: Secret = field(metadata={"help": "the webhook's HTTP Auth password"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class Settings:
     secrets: tuple[Secret, ...] = field(
         metadata={"help": "whsec_… (shared), or whpk_… (the sender's public key); new first, old next"}
     )
-    payload: Payload = field(default_factory=Payload)
+    payload: Payload = field(default_factory=Payload, metadata={"help": "where things are in the body"})
     require_token: bool = field(
         default=False, metadata={"help": "accept only the URL with a token, from 'bridge url'"}
     )
