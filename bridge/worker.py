@@ -19,7 +19,7 @@ import requests
 from bridge import log, pipeline, telemetry
 from bridge.config import Config, SourceConnection, TargetConnection
 from bridge.engine.protocol import Chore, Engine
-from bridge.errors import LostLane, Retryable
+from bridge.errors import LostLane, Retryable, StoreUnavailable
 from bridge.lanes import deliver_lane, process_lane
 from bridge.model import Delivery, utc_now
 from bridge.outbound import READ_TIMEOUT_S, Access, Api, new_session
@@ -247,7 +247,10 @@ class Worker:
         """Read one page of the CRM's list, if one is due; say whether it was."""
         now = self.clock()
         progress = self.store.catch_up_due(connection.name, now)
-        if progress is None or (lister := connection.lister()) is None:
+        if progress is None:
+            return False
+        if (lister := connection.lister()) is None:
+            pipeline.catching_up.put_off(self.store, ticket, progress, now)
             return False
         began_ns = time.time_ns()
         routes, api = self.config.routes_of(connection.name), self._crm(connection)
@@ -270,9 +273,14 @@ class Worker:
         for connection in self.config.sources.values():
             if self.address is not None and (registrar := connection.registrar()) is not None:
                 routes, api = self.config.routes_of(connection.name), self._crm(connection)
-                pipeline.registering.renew(
-                    connection, registrar, self.store, api, self.address, routes, self.clock()
-                )
+                try:
+                    pipeline.registering.renew(
+                        connection, registrar, self.store, api, self.address, routes, self.clock()
+                    )
+                except StoreUnavailable:
+                    raise
+                except Exception as error:  # a bug with one CRM must not let what others granted end
+                    log.bug("source.not_registered", error, source=connection.name)
         return False
 
     def _reader(self, connection: SourceConnection) -> Callable[[], Api] | None:

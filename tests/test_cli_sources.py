@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bridge import catch_up, process
+from bridge import process
 from bridge.cli import main
-from bridge.config import Environment, load
-from bridge.errors import SourceUnavailable
+from bridge.config import Environment, SourceConnection, load
+from bridge.errors import ConfigError, SourceUnavailable
 from bridge.model import BACKFILL, REGISTRATION, Progress, RecordKey, Secret, Version, utc_now
 from bridge.outbound import Api
 from bridge.pipeline import registering
 from bridge.sources import SOURCES
-from bridge.sources.base import Listed, Proof, Read, Registration
+from bridge.sources.base import Listed, Read, Registration
 from bridge.store.sqlite import SqliteStore
 from bridge.targets import TARGETS
 from tests.platforms import open_bench, serve_platforms
@@ -122,10 +122,6 @@ def test_every_type_of_target_says_what_it_can_do() -> None:
     assert told["artu"]["can_opt_out"] is TARGETS["artu"].can_opt_out
     assert "mobile" in bridge("targets", "sakari")
     assert all(name in bridge("targets") for name in TARGETS)
-
-
-def test_who_needs_a_token_is_told_from_the_type_or_its_settings() -> None:
-    assert all(SOURCES[name].proof in Proof for name in SOURCES)
 
 
 # --- backfill --------------------------------------------------------------------------------------------
@@ -234,4 +230,35 @@ def test_what_ends_by_itself_is_renewed_in_time(folder: Path, crm: Crm) -> None:
         bench.ahead[0] += timedelta(days=30)
         renew()
         assert crm.hooks == []
-        assert catch_up.WORDS  # every effect has a word
+
+
+def test_what_cannot_be_renewed_keeps_nobody_elses_from_being_renewed(folder: Path, crm: Crm) -> None:
+    crm.lasts = timedelta(days=6)
+    bridge("register", "shop")
+    with open_bench(folder, load(folder / "bridge.toml")) as bench:
+        shop = bench.config.sources["shop"]
+        bench.worker.config = replace(bench.config, sources={"broken": replace(shop, name="broken"), "shop": shop})
+        known = bench.store.catch_up("shop", REGISTRATION)
+        assert known is not None
+        bench.store.start_catch_up(replace(known, source="broken"))
+
+        def address(connection: SourceConnection) -> str:
+            if connection.name == "broken":
+                raise ConfigError(process.NO_SECRET_KEY)
+            return "https://bridge.example.com/again"
+
+        bench.worker.address = address
+        bench.ahead[0] += timedelta(days=4)
+        bench.worker._renew()
+        assert "https://bridge.example.com/again" in crm.hooks
+        broken = bench.store.catch_up("broken", REGISTRATION)
+        assert broken is not None
+        assert broken.reason == "SECRET_KEY: it is not set, and tokens are signed with it."
+
+
+def test_only_what_leads_to_the_usual_url_is_renewed(folder: Path, crm: Crm) -> None:
+    crm.lasts = timedelta(days=6)
+    assert "Register it again before" in bridge("register", "shop", "--url", "https://elsewhere.example.com/x")
+    with closing(SqliteStore(folder / "bridge.db", {})) as store:
+        assert store.catch_up("shop", REGISTRATION) is None
+    assert "The worker renews it in time" in bridge("register", "shop")

@@ -44,7 +44,7 @@ def register(source: str, config_path: Path | None, remove: bool, url: str | Non
         else:
             routes = here.config.routes_of(source)
             made = registering.register(
-                connection, registrar, here.store, api, address, routes, here.store.clock()
+                connection, registrar, here.store, api, address, routes, here.store.clock(), usual=not url
             )
     done, expires_at = made.done, made.expires_at
     secrets = {name: secret.reveal() for name, secret in made.secrets.items()}
@@ -57,7 +57,11 @@ def register(source: str, config_path: Path | None, remove: bool, url: str | Non
         click.echo(f"\nThe CRM made a secret, which it shows only now. Put it into {name} of [sources.{source}]:")
         click.echo(f"  {secret}")
     if expires_at is not None:
-        click.echo(f"\nIt ends at {expires_at:%Y-%m-%d %H:%M} UTC. The worker renews it in time, while it runs.")
+        renews = "Register it again before, for this is not the usual URL." if url else RENEWS
+        click.echo(f"\nIt ends at {expires_at:%Y-%m-%d %H:%M} UTC. {renews}")
+
+
+RENEWS = "The worker renews it in time, while it runs."
 
 
 def _connection(here: Opened, source: str) -> SourceConnection:

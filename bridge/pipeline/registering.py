@@ -8,7 +8,7 @@ from datetime import datetime
 
 from bridge import catch_up, log
 from bridge.config import SourceConnection
-from bridge.errors import SourceUnavailable
+from bridge.errors import ConfigError, SourceUnavailable
 from bridge.model import REGISTRATION, CatchUp, Progress, iso
 from bridge.outbound import Api
 from bridge.pipeline.catching_up import fields_of
@@ -29,14 +29,18 @@ def register(
     url: str,
     routes: tuple[Route, ...],
     now: datetime,
+    *,
+    usual: bool = True,
 ) -> Registration:
     """Register *url*, and remember when to do it again, if it does not last.
+
+    A *url* that is not the *usual* one is nobody's to remember: the worker renews what leads to that one.
 
     Raises:
         SourceUnavailable: the CRM cannot be called now, or refuses.
     """
     made = registrar.register(api, url, fields_of(routes), now)
-    if made.expires_at is not None:
+    if made.expires_at is not None and usual:
         renew_at = now + (made.expires_at - now) * RENEWED_AHEAD
         known = store.catch_up(connection.name, REGISTRATION)
         begun = CatchUp(
@@ -62,12 +66,18 @@ def renew(
         return
     try:
         register(connection, registrar, store, api, address(connection), routes, now)
-    except SourceUnavailable as error:
+    except (SourceUnavailable, ConfigError) as error:
         log.event("source.not_registered", level="error", source=connection.name, tries=known.tries + 1)
-        failed = catch_up.failed(known, str(error), error.retry_after_s, now)
+        failed = catch_up.failed(known, _sentence(error), getattr(error, "retry_after_s", 0.0), now)
         store.start_catch_up(replace(failed, run=iso(now)))
     else:
         log.event("source.registered", source=connection.name)
+
+
+def _sentence(error: SourceUnavailable | ConfigError) -> str:
+    if isinstance(error, SourceUnavailable):
+        return str(error)
+    return " ".join(f"{one.where}: {one.what}." for one in error.problems)
 
 
 def forget(source: str, store: Store, now: datetime) -> None:
