@@ -13,10 +13,11 @@ from enum import StrEnum
 
 from bridge import schedule
 from bridge.contact import is_empty
-from bridge.model import CatchUp, Delivery, Effects, Progress, Want
+from bridge.model import RECONCILE, CatchUp, Delivery, Effects, Progress, Want
 
 FEW = 20  # so many changes are no mistake of the rules yet, whatever their share
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 900.0  # before a page is asked for again, doubled each time
+TRIES = 12  # of a page: more than an hour
 # A webhook may still be on its way for so long. A list is looked at again from so long before the last time, for
 # what it showed late.
 GRACE = timedelta(minutes=5)
@@ -66,6 +67,8 @@ def why_asked(progress: CatchUp) -> str:
 
     An opt-out counts for nothing here: it only tightens, and is not to wait for anybody.
     """
+    if progress.share >= 1.0:
+        return ""  # somebody said so
     for target, counts in sorted(progress.effects.items()):
         changes = {name: count for name, count in counts.items() if name != Effect.OPT_OUT and count}
         many = sum(changes.values())
@@ -88,7 +91,13 @@ WORDS: Mapping[Effect, str] = {
 
 
 def failed(progress: CatchUp, why: str, retry_after_s: float, now: datetime) -> CatchUp:
-    """Return *progress* after a page could not be read; the same page is asked for again later."""
+    """Return *progress* after a page could not be read; the same page is asked for again later.
+
+    A CRM may have forgotten a place in its list while nobody asked: to look for changes begins anew then, or it
+    would never end, and nothing be looked for any more. A backfill waits for a person.
+    """
+    if progress.kind == RECONCILE and progress.tries % TRIES == TRIES - 1:
+        progress = replace(progress, after=None)
     pause_s = max(min(FIRST_PAUSE_S * 2.0 ** min(progress.tries, 10), LONGEST_PAUSE_S), retry_after_s)
     return replace(
         progress, tries=progress.tries + 1, reason=why, due_at=now + timedelta(seconds=pause_s), updated_at=now

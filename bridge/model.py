@@ -374,6 +374,7 @@ class CatchUp:
     seen: int = 0
     changed: int = 0  # of those seen, how many were news
     missed: int = 0  # news that a webhook should have brought
+    unread: int = 0  # of those seen, how many nothing could be learnt of; the audit log says why
     total: int | None = None  # of the whole list, where the CRM says so
     tries: int = 0  # failures in a row
     effects: Effects = field(default_factory=dict)

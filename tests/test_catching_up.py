@@ -19,7 +19,7 @@ from bridge.model import BACKFILL, RECONCILE, SHARE, CatchUp, Progress, RecordKe
 from bridge.outbound import Api
 from bridge.pipeline import catching_up
 from bridge.sources.base import Listed, Read
-from bridge.store.protocol import Filter
+from bridge.store.protocol import Decision, Filter
 from tests.platforms import Bench, Platforms, open_bench, person, serve_platforms, signed, webhook
 from tests.stage import Stage
 from tests.test_pages_overview import text_of
@@ -34,6 +34,8 @@ class List:
     people: dict[str, tuple[dict[str, Any], datetime]] = field(default_factory=dict)
     asked: list[tuple[str | None, datetime | None]] = field(default_factory=list)
     down: str = ""
+    choke: bool = False
+    trouble: dict[str, str] = field(default_factory=dict)
 
     def put(self, number: int, at: datetime, **fields: Any) -> None:
         said = person(number, name=f"Ana {number}", **fields)
@@ -44,17 +46,24 @@ class List:
         self.asked.append((after, since))
         if self.down:
             raise SourceUnavailable(self.down)
+        if self.choke:
+            raise KeyError("results")
         found = sorted(
             (source_id, said, at)
             for source_id, (said, at) in self.people.items()
             if source_id > (after or "") and (since is None or at >= since)
         )
         records = [
-            Read(RecordKey("shop", source_id), RecordKey("shop", source_id), said, Version(at, "list"))
+            self.told(RecordKey("shop", source_id), said, Version(at, "list"))
             for source_id, said, at in ((one, only(said, fields), at) for one, said, at in found[:PAGE])
         ]
         more = len(found) > PAGE
         return Listed(records, records[-1].key.source_id if more else None, len(self.people))
+
+    def told(self, key: RecordKey, said: dict[str, Any], version: Version) -> Read:
+        if why := self.trouble.get(key.source_id):
+            return Read(key, key, None, None, problem=why)
+        return Read(key, key, said, version)
 
 
 def only(said: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
@@ -231,6 +240,88 @@ def test_a_change_that_no_webhook_told_of_is_found_and_counted(
     assert platforms.counts() == dict.fromkeys(platforms.fakes, 3)
 
 
+def test_who_was_announced_and_not_read_yet_is_no_loss(bench: Bench, people: List) -> None:
+    shop = bench.config.sources["shop"]
+    say(bench, 1, "msg_1", name="Ana 1")
+    bench.settle()
+    key = RecordKey("shop", "84001")
+    known = bench.store.contacts([key])[key]
+    lane = bench.store.acquire("process:shop", "test", bench.now())
+    bench.store.commit(lane, Decision(contacts=[replace(known, thin=True)]), bench.now())
+    bench.worker._tickets.clear()
+    catching_up.reconcile(shop, bench.store, bench.now())
+    people.put(1, bench.now() + timedelta(minutes=1), last="Ruiz")
+    bench.ahead[0] += timedelta(hours=1, minutes=1)
+    catching_up.reconcile(shop, bench.store, bench.now())
+    bench.settle()
+    done = bench.store.catch_up("shop", RECONCILE)
+    assert done is not None
+    assert (done.seen, done.changed, done.missed) == (1, 1, 0)
+
+
+def test_what_is_older_than_the_list_and_comes_late_changes_nothing(bench: Bench, people: List) -> None:
+    key, at = RecordKey("shop", "84001"), bench.now()
+    people.put(1, at + timedelta(minutes=2))
+    for _ in range(2):
+        begin(bench)
+        bench.settle()
+        people.put(1, at + timedelta(minutes=4))
+    bench.receive(signed(bench.config, webhook("changed", person(1, name="Late"), at + timedelta(minutes=3)), "m"))
+    bench.settle()
+    assert bench.store.contacts([key])[key].fields["name"].value == "Ana 1"
+
+
+def test_of_whom_nothing_is_learnt_is_counted_and_told(bench: Bench, people: List) -> None:
+    for number in range(3):
+        people.put(number, utc_now())
+    people.trouble["84001"] = "The CRM's answer does not say when the contact was last changed."
+    begin(bench)
+    bench.settle()
+    assert (backfill(bench).seen, backfill(bench).changed, backfill(bench).unread) == (3, 2, 1)
+    [entry] = bench.store.audit_page(Filter(outcome="unread"), None, 10).items
+    assert (entry.source_id, entry.reason) == ("84001", people.trouble["84001"])
+
+
+def test_a_list_that_bridge_chokes_on_does_not_stop_the_lane(bench: Bench, people: List) -> None:
+    people.put(1, utc_now())
+    people.choke = True
+    begin(bench)
+    bench.worker.run("process:shop")
+    assert backfill(bench).reason == "Bridge failed on a page of the CRM's list (KeyError, a bug)."
+    people.choke = False
+    bench.settle()
+    assert backfill(bench).state is Progress.DONE
+
+
+def test_without_a_credential_it_waits_and_says_so(bench: Bench, people: List) -> None:
+    begin(bench)
+    shop = bench.config.sources["shop"]
+    bare = replace(shop, type=replace(shop.type, lister=lambda name, settings: None))
+    bench.worker._sources = {"process:shop": bare}
+    again = bench.worker.run("process:shop")
+    assert again is not None
+    assert again > bench.now() + timedelta(seconds=1), "or the lane would run all the time"
+    assert backfill(bench).reason.startswith("No credential is configured any more")
+
+
+def test_a_place_that_the_crm_forgot_does_not_end_looking_for_changes() -> None:
+    for kind, after in ((RECONCILE, None), (BACKFILL, "7")):
+        progress = CatchUp("shop", kind, "1", utc_now(), utc_now(), "bridge", after="7")
+        for _ in range(catch_up.TRIES):
+            assert progress.after == "7"
+            progress = catch_up.failed(progress, "No such place.", 0, utc_now())
+        assert progress.after == after
+
+
+def test_a_clock_that_was_ahead_does_not_end_looking_for_changes(bench: Bench, people: List) -> None:
+    shop, now = bench.config.sources["shop"], bench.now()
+    catching_up.reconcile(shop, bench.store, now + timedelta(days=400))
+    catching_up.reconcile(shop, bench.store, now)
+    begun = bench.store.catch_up("shop", RECONCILE)
+    assert begun is not None
+    assert (begun.state, begun.since) == (Progress.RUNNING, now - catch_up.OVERLAP)
+
+
 def test_the_worker_reconciles_by_itself(bench: Bench) -> None:
     chores = {chore.name: chore for chore in bench.worker._chores()}
     assert not chores["reconcile"].do()
@@ -252,6 +343,6 @@ def test_the_pages_say_how_it_stands(own_stage: Stage, people: List, monkeypatch
             replace(begun, kind=RECONCILE, state=Progress.DONE, since=now, seen=3, missed=2, due_at=None)
         )
         told = text_of(session.page("/sources"))
-    assert "waits for a person: 100 of 900 contacts read" in told
+    assert "asks 100 of 900 contacts read" in told
     assert "bridge backfill shop --yes" in told
-    assert "2 changes no webhook had told of" in told
+    assert "of 3 changed contacts, 2 were told of by no webhook" in told

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bridge.process import Opened
 
 LOOK_S = 0.5
+DRY = "dry run"
 SILENT_S = 30.0  # a worker that lives says so every ten seconds
 
 
@@ -82,6 +83,7 @@ def as_json(progress: CatchUp) -> dict[str, Any]:
         "reason": progress.reason,
         "seen": progress.seen,
         "changed": progress.changed,
+        "unread": progress.unread,
         "total": progress.total,
         "effects": {target: dict(counts) for target, counts in progress.effects.items()},
     }
@@ -197,6 +199,9 @@ def _say(progress: CatchUp) -> None:
     total = f" of {progress.total:,}" if progress.total else ""
     read = f"{progress.seen:,}{total} contacts read, {progress.changed:,} of them news to bridge."
     click.echo(f"{progress.state.value}: {read}")
+    if progress.unread:
+        said = "" if progress.by == DRY else " The audit log says why, at the outcome 'unread'."
+        click.echo(f"Of {progress.unread:,} of them nothing could be learnt.{said}")
     if progress.reason:
         click.echo(progress.reason)
     if progress.state is Progress.ASKING:
@@ -229,7 +234,7 @@ def _dry_run(here: Opened, connection: SourceConnection) -> CatchUp:
     routes = here.config.routes_of(connection.name)
     api = Api(connection.base_url, session=new_session())
     now = here.store.clock()
-    progress = replace(catching_up.backfill(connection.name, "dry run", 1.0, now), due_at=None)
+    progress = replace(catching_up.backfill(connection.name, DRY, 1.0, now), due_at=None)
     with _bar(f"{connection.name} (dry run)") as show:
         while progress.state is Progress.RUNNING:
             page = lister.page(api, catching_up.fields_of(routes), progress.after, None)
@@ -241,6 +246,7 @@ def _dry_run(here: Opened, connection: SourceConnection) -> CatchUp:
                 updated_at=here.store.clock(),
                 seen=progress.seen + len(page.records),
                 changed=progress.changed + looked.changed,
+                unread=progress.unread + looked.unread,
                 total=page.total if page.total is not None else progress.total,
                 effects=catch_up.added(progress.effects, looked.effects),
             )

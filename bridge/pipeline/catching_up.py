@@ -21,12 +21,13 @@ from bridge.model import (
     Kind,
     Progress,
     RecordKey,
+    Value,
     Want,
     iso,
 )
 from bridge.outbound import Api
 from bridge.pipeline.merging import load, merge_all
-from bridge.pipeline.processing import wants_of
+from bridge.pipeline.processing import is_poison, is_text, wants_of
 from bridge.rules import Route
 from bridge.sources.base import Lister, Read
 from bridge.store.protocol import Decision, Store, Ticket, Work
@@ -40,6 +41,7 @@ class Looked:
     effects: Sequence[tuple[str, Effect]]
     changed: int
     missed: int
+    unread: int
 
 
 def step(
@@ -54,14 +56,39 @@ def step(
 ) -> Mapping[str, datetime]:
     """Read the next page and save what it comes to; return the lanes made due.
 
-    What is saved is the page with its place in the list, or nothing of both.
+    What is saved is the page with its place in the list, or nothing of both. A page that cannot be dealt with is
+    asked for again later: whatever it is, it must not stop the source's lane, which live changes go through.
     """
     try:
-        page = lister.page(api, fields_of(routes), progress.after, progress.since)
+        return _step(connection, lister, routes, store, ticket, api, progress, now)
     except SourceUnavailable as error:
         log.event("catch_up.waits", level="warning", source=connection.name, kind=progress.kind)
-        later = catch_up.failed(progress, str(error), error.retry_after_s, now)
-        return store.commit(ticket, Decision(catch_up=later), now)
+        why, retry_after_s = str(error), error.retry_after_s
+    except Exception as error:
+        if not is_poison(error):
+            raise
+        log.bug("catch_up.failed", error, source=connection.name, kind=progress.kind)
+        why, retry_after_s = f"Bridge failed on a page of the CRM's list ({type(error).__name__}, a bug).", 0.0
+    return store.commit(ticket, Decision(catch_up=catch_up.failed(progress, why, retry_after_s, now)), now)
+
+
+def put_off(store: Store, ticket: Ticket, progress: CatchUp, now: datetime) -> None:
+    """Have *progress* wait, for there is nothing any more to list contacts with."""
+    why = "No credential is configured any more with which the CRM's contacts can be listed."
+    store.commit(ticket, Decision(catch_up=catch_up.failed(progress, why, 0.0, now)), now)
+
+
+def _step(
+    connection: SourceConnection,
+    lister: Lister,
+    routes: Sequence[Route],
+    store: Store,
+    ticket: Ticket,
+    api: Api,
+    progress: CatchUp,
+    now: datetime,
+) -> Mapping[str, datetime]:
+    page = lister.page(api, fields_of(routes), progress.after, progress.since)
     looked = look(routes, store, connection.name, page.records, now, reconcile=progress.since is not None)
     ended = page.after is None
     after = replace(
@@ -75,6 +102,7 @@ def step(
         seen=progress.seen + len(page.records),
         changed=progress.changed + looked.changed,
         missed=progress.missed + looked.missed,
+        unread=progress.unread + looked.unread,
         total=page.total if page.total is not None else progress.total,
         effects=catch_up.added(progress.effects, looked.effects),
     )
@@ -102,13 +130,15 @@ def look(
 ) -> Looked:
     """Merge a page of *records* into what is known and decide for whoever is not as we know them."""
     account = store.work(source, now, 1).account
-    changes = [
-        contacts.clamp(Change(read.key, Kind.CHANGED, read.version, read.fields, account=read.account), now)
-        for read in records
-        if read.fields is not None
-        and read.version is not None
-        and not (account and read.account and account != read.account)
-    ]
+    changes, unread = [], []
+    for read in records:
+        if why := _why_unread(read, account):
+            unread.append(
+                AuditEntry(now, "contact", "unread", why, source=read.key.source, source_id=read.key.source_id)
+            )
+        elif read.fields is not None and read.version is not None:
+            change = Change(read.key, Kind.CHANGED, read.version, read.fields, account=read.account)
+            changes.append(contacts.clamp(change, now))
     known = load(store.contacts, {change.key for change in changes})
     before = dict(known)
     touched = merge_all(known, changes)
@@ -120,23 +150,54 @@ def look(
             )
     wants = [replace(want, low=True) for want in wants_of(routes, known, news, Work(), {}, can_read=True)]
     versions = {change.key: change.version.occurred_at for change in changes}
-    late = {key for key in news if reconcile and key in versions and versions[key] < now - catch_up.GRACE}
+    late = {
+        key
+        for key in news
+        if reconcile
+        and key in versions
+        and versions[key] < now - catch_up.GRACE
+        and not _announced(before.get(key), known[key])
+    }
     facts = [_fact(key, before.get(key), known[key], now, missed=key in late) for key in sorted(news)]
     return Looked(
-        Decision(contacts=[known[key] for key in sorted(news)], wants=wants, audit=facts),
+        # Also of whom nothing is news: a webhook that was older than the list, and comes late, is to be so then.
+        Decision(
+            contacts=[known[key] for key in sorted(touched) if known[key] != before.get(key)],
+            wants=wants,
+            audit=[*unread, *facts],
+        ),
         _effects(store, wants),
         changed=len(news),
         missed=len(late),
+        unread=len(unread),
     )
+
+
+def _why_unread(read: Read, account: str | None) -> str:
+    """Return why nothing was learnt of a listed record, "" if something was."""
+    if account and read.account and account != read.account:
+        return "It is from another CRM account than the one this source was first heard from."
+    if not is_text(read.key.source_id):
+        return "The id of its contact holds characters that are no text."
+    if read.fields is None or read.version is None:
+        return read.problem or "The CRM's list told nothing of this contact."
+    return ""
+
+
+def _announced(before: Contact | None, after: Contact) -> bool:
+    """Say whether webhooks had told of it: all, or that there is something to be read, which was not read yet."""
+    return before is not None and (before.thin or _values(before) == _values(after))
+
+
+def _values(contact: Contact) -> Mapping[str, Value]:
+    return {name: state.value for name, state in contact.fields.items()}
 
 
 def _is_news(before: Contact | None, after: Contact) -> bool:
     """Say whether the list told something that we did not know, other than when it was."""
     if before is None or before.thin or before.read_at is None:
         return True
-    return {name: state.value for name, state in before.fields.items()} != {
-        name: state.value for name, state in after.fields.items()
-    } or replace(before, fields={}) != replace(after, fields={})
+    return _values(before) != _values(after) or replace(before, fields={}) != replace(after, fields={})
 
 
 def _effects(store: Store, wants: Sequence[Want]) -> list[tuple[str, Effect]]:
@@ -169,15 +230,18 @@ def reconcile(connection: SourceConnection, store: Store, now: datetime) -> None
     The first time only remembers when it was: what was there before is a backfill's.
     """
     last = store.catch_up(connection.name, RECONCILE)
+    ahead = last is not None and last.started_at > now  # by a clock that was wrong, then or now
     if last is not None and (
-        last.state is not Progress.DONE or now - last.started_at < timedelta(seconds=connection.reconcile_s)
+        last.state is not Progress.DONE
+        or (not ahead and now - last.started_at < timedelta(seconds=connection.reconcile_s))
     ):
         return
     begun = CatchUp(connection.name, RECONCILE, _run(now), now, now, by="bridge", share=1.0)
     if last is None:
         store.start_catch_up(replace(begun, state=Progress.DONE))
     else:
-        store.start_catch_up(replace(begun, since=last.started_at - catch_up.OVERLAP, due_at=now))
+        since = (last.since or now) if ahead else last.started_at
+        store.start_catch_up(replace(begun, since=min(since, now) - catch_up.OVERLAP, due_at=now))
 
 
 def backfill(source: str, by: str, share: float, now: datetime) -> CatchUp:

@@ -95,7 +95,7 @@ def process(
             decision = decide(some, keys)
             woken = save(_ended(decision, some, decision.erased, {}, now))
         except Exception as error:
-            if not _is_poison(error):
+            if not is_poison(error):
                 raise
             woken = _contact_by_contact(decide, save, some, keys, work.account, now)
         yield Round(woken, work.more or number < len(rounds), [one.inbound.id for one in some])
@@ -104,7 +104,7 @@ def process(
 # --- when a contact makes its round fail -----------------------------------------------------------------------
 
 
-def _is_poison(error: Exception) -> bool:
+def is_poison(error: Exception) -> bool:
     """Say whether what was to be decided or saved makes it fail, and would again; all else may pass."""
     if isinstance(error, StoreUnavailable):
         return isinstance(error, Unstorable)
@@ -139,7 +139,7 @@ def _contact_by_contact(
                 woken[lane] = min(moment, woken.get(lane, moment))
             erased |= set(decision.erased)
         except Exception as error:
-            if not _is_poison(error):
+            if not is_poison(error):
                 raise
             log.bug("contact.failed", error, source=key.source, source_id=key.source_id, count=len(ids))
             why = _trouble(error)
@@ -303,7 +303,11 @@ def _consent(connection: SourceConnection, inbound: Inbound, body: bytes) -> Par
 def _storable(event: Event) -> bool:
     """Say whether all ids are text. Where a part of one was none (U+FFFD), two persons might share the rest."""
     ids = [part for change in event.changes for part in (change.key.source_id, change.survivor or "")]
-    return not any(letter in part for part in ids for letter in "\0\ufffd")
+    return all(map(is_text, ids))
+
+
+def is_text(source_id: str) -> bool:
+    return "\0" not in source_id and "\ufffd" not in source_id
 
 
 def _unfit(event: Event) -> Event:

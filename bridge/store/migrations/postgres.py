@@ -209,6 +209,7 @@ CREATE TABLE catch_up (
   seen BIGINT NOT NULL,
   changed BIGINT NOT NULL,
   missed BIGINT NOT NULL,    -- changes that no webhook had announced
+  unread BIGINT NOT NULL,    -- of those seen, of whom nothing was learnt
   total BIGINT,
   tries INTEGER NOT NULL,
   effects TEXT NOT NULL,     -- JSON: target -> what would come of it -> how many contacts

@@ -79,8 +79,8 @@ def catching_up(db: Database) -> None:
         "CREATE TABLE catch_up (source TEXT NOT NULL, kind TEXT NOT NULL, run TEXT NOT NULL, state TEXT NOT NULL,"
         " reason TEXT NOT NULL, since TEXT, after TEXT, due_at TEXT, started_at TEXT NOT NULL,"
         " updated_at TEXT NOT NULL, by TEXT NOT NULL, share REAL NOT NULL, seen INTEGER NOT NULL,"
-        " changed INTEGER NOT NULL, missed INTEGER NOT NULL, total INTEGER, tries INTEGER NOT NULL,"
-        " effects TEXT NOT NULL, PRIMARY KEY (source, kind)) WITHOUT ROWID"
+        " changed INTEGER NOT NULL, missed INTEGER NOT NULL, unread INTEGER NOT NULL, total INTEGER,"
+        " tries INTEGER NOT NULL, effects TEXT NOT NULL, PRIMARY KEY (source, kind)) WITHOUT ROWID"
     )
 
 

@@ -12,7 +12,7 @@ from bridge.store.sql.database import Db, Row
 
 _COLUMNS = (
     *("source", "kind", "run", "state", "reason", "since", "after", "due_at", "started_at", "updated_at", "by"),
-    *("share", "seen", "changed", "missed", "total", "tries", "effects"),
+    *("share", "seen", "changed", "missed", "unread", "total", "tries", "effects"),
 )
 
 
@@ -85,6 +85,7 @@ def _save(db: Db, progress: CatchUp) -> None:
             progress.seen,
             progress.changed,
             progress.missed,
+            progress.unread,
             progress.total,
             progress.tries,
             to_json({target: dict(counts) for target, counts in progress.effects.items()}),
@@ -115,6 +116,7 @@ def _of(row: Row) -> CatchUp:
         seen=row["seen"],
         changed=row["changed"],
         missed=row["missed"],
+        unread=row["unread"],
         total=row["total"],
         tries=row["tries"],
         effects=json.loads(row["effects"]),

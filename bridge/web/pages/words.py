@@ -59,6 +59,7 @@ MARKS: Mapping[str, Mark] = {
     "told": Mark("CRM told", "idle", "out"),
     "not_told": Mark("CRM not told", "warn", "repeat"),
     "missed": Mark("missed", "warn", "question"),
+    "unread": Mark("unread", "warn", "question"),
     # targets
     "open": Mark("open", "good", "check"),
     "paused": Mark("paused", "warn", "pause"),
