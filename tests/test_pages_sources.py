@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bridge.model import Outcome, RecordKey, utc_now
+from bridge.model import BACKFILL, RECONCILE, CatchUp, Outcome, Progress, RecordKey, utc_now
 from bridge.pipeline.processing import parse
 from bridge.sources.sampling import SAMPLE_ID
 from bridge.store.protocol import Filter, Refusal
@@ -34,6 +35,27 @@ def test_a_secret_url_is_never_shown_but_the_command_that_makes_it(template: Tem
         said = article(session.page("/sources"), "guarded")
     assert "run bridge url guarded where bridge runs" in said
     assert f"{stage.url}/hooks/guarded/…" in said
+
+
+def test_a_source_says_how_far_it_is_with_what_was_there_before_and_what_no_webhook_told(
+    template: Template, tmp_path: Path
+) -> None:
+    now = utc_now()
+    begun = CatchUp("crm", BACKFILL, "1", now, now, "ada", seen=100, changed=30, total=400)
+    effects = {"sms": {"create": 25, "opt_out": 3}}
+    listed = Template(template.folder, template.platforms)
+    listed.toml = f'{template.toml}\n[sources.crm]\ntype = "hubspot"\nsecrets = ["x"]\ntoken = "y"\n'
+    with first_run(listed, tmp_path) as stage, stage.session("viewer") as session:
+        assert "bridge backfill crm reads every contact of the CRM" in article(session.page("/sources"), "crm")
+        stage.store.start_catch_up(replace(begun, state=Progress.ASKING, reason="It is much.", effects=effects))
+        found = replace(begun, kind=RECONCILE, state=Progress.DONE, since=now, seen=4, missed=2)
+        stage.store.start_catch_up(found)
+        said = article(session.page("/sources"), "crm")
+    assert "The backfill asks whether to go on. It is much." in said
+    assert "bridge backfill crm --yes goes on" in said
+    assert "100 of 400 contacts read, 30 of them news to bridge." in said
+    assert "at sms: 25 created, 3 opted out" in said
+    assert "of 4 changed contacts, 2 were told of by no webhook" in said
 
 
 def test_marks_of_a_step_are_read_and_nothing_else() -> None:
