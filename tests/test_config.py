@@ -594,6 +594,13 @@ def test_a_section_with_nothing_in_it_is_told_what_it_needs(
     assert all(what == "this key is missing" or "needed" in what for what in told)
 
 
+def test_a_target_whose_webhooks_a_source_would_get_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.toml"
+    path.write_text(re.sub(r"\bhubspot\]", "sms]", example()).replace('source = "hubspot"', 'source = "sms"'))
+    told = [line for line in shown(load(path, REAL).warnings) if "/hooks/sms is the source's" in line]
+    assert len(told) == 1
+
+
 # --- where it is found -------------------------------------------------------------------------------------
 
 

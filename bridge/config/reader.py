@@ -430,6 +430,13 @@ class _Reader:
             )
         for name, connection in sources.items():
             path: Path = ("sources", name)
+            if name in targets and targets[name].type.feedback is not None:
+                self.document.warning(
+                    ("targets", name),
+                    f"a source has this name, too, so /hooks/{name} is the source's: what this target tells of "
+                    "opt-outs is not heard",
+                    "give one of the two another name",
+                )
             if routes and all(route.source != name for route in routes):
                 self.document.warning(path, "no route begins at this source, so what it says goes nowhere")
             if connection.type.read_base_url is not None and not connection.source.can_read():
