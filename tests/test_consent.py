@@ -125,6 +125,8 @@ def test_who_unsubscribes_at_one_target_is_left_alone_at_all(bench: Bench, crm: 
     assert crm.told == [("84001", "sms_opt_out")]
     told = [(one.kind, one.outcome) for one in bench.store.audit_page(Filter(source_id="84001"), None, 50).items]
     assert ("contact", "stopped") in told
+    [stop] = bench.store.audit_page(Filter(outcome="stopped"), None, 5).items
+    assert stop.reason.startswith("The person said stop at marketing: all targets are told")
     assert ("contact", "told") in told
     assert platforms.loosened() == []
 

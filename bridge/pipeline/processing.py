@@ -431,14 +431,23 @@ def _facts(
             at=now,
             kind="contact",
             outcome=changes[-1].kind.value,
-            reason="Erased in the CRM: everything stored about this person was deleted."
-            if known[key].erased
-            else "",
+            reason=_said(changes[-1], known[key]),
             source=key.source,
             source_id=key.source_id,
             inbound_id=one.inbound.id,
             fields=change_fields(changes),
         )
+
+
+def _said(change: Change, contact: Contact) -> str:
+    """Return what the kind of *change* alone does not tell."""
+    if contact.erased:
+        return "Erased in the CRM: everything stored about this person was deleted."
+    if change.kind is Kind.STOPPED:
+        return f"The person said stop at {change.target}: all targets are told, until it is taken back there."
+    if change.kind is Kind.STARTED:
+        return f"The person asked for messages again at {change.target}; what was said elsewhere still holds."
+    return ""
 
 
 def _silent(parsed: Iterable[Parsed], results: Iterable[InboundResult], now: datetime) -> Iterable[AuditEntry]:
