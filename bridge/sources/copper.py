@@ -22,6 +22,7 @@ from bridge.sources import shown
 from bridge.sources.base import Genuine, Proof, Read, SourceType
 from bridge.sources.copper_api import Account, flat
 from bridge.sources.reading import (
+    MAX_UNPROVEN,
     Unclear,
     distinct,
     event_key,
@@ -123,11 +124,18 @@ class Copper:
         Without the header the pairs prove it, where they are found: Copper says that it sends both, and not where
         in the body the pairs are.
         """
+        shows = self._shown.header in request.headers
+        if shows:
+            self._shown.match(request)  # before anything of a stranger's body is read
+        elif len(request.body) > MAX_UNPROVEN:
+            raise BadSignature(
+                "The request shows no secret in a header, and its body is too large to look for one."
+            )
         body = _body(request)
         own, others = self._own_pair(body), self._other_pairs(body)
         if own == WRONG or WRONG in others:
             raise BadSignature("A pair in the body is not the configured one.")
-        if self._shown.header in request.headers:
+        if shows:
             index = self._shown.match(request)
         elif own is not None:
             index = own

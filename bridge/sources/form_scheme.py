@@ -17,11 +17,11 @@ from bridge.errors import BadPayload
 from bridge.model import InboundRequest
 from bridge.sources import json_scheme, payload
 from bridge.sources.base import Proof, SourceType
-from bridge.sources.reading import MAX_DEPTH
+from bridge.sources.reading import MAX_DEPTH, check_form
 from bridge.sources.recording import FORM
 from bridge.sources.sampling import Sampling
 
-MAX_FIELDS = 20_000  # the sender waits while they are read
+MAX_FIELDS = 10_000  # the sender waits while they are read
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s"';]+)""", re.IGNORECASE)
 _NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)(\[\])?")
@@ -40,6 +40,7 @@ def content(request: InboundRequest) -> dict[str, Any]:
         BadPayload: it is none, or not in UTF-8; or its names contradict each other.
     """
     _check_type(request.headers.get("content-type", ""))
+    check_form(request.body)
     try:
         text = request.body.decode("utf-8").rstrip("\r\n")  # of a file; a line end of a value is written %0A
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)

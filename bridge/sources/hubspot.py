@@ -37,6 +37,7 @@ from bridge.sources.sampling import SAMPLE_NUMBER, Sampling, made_up
 
 CONTACTS = "0-1"  # the objectTypeId of contacts in the generic object.* events
 READ_LIMIT = 100
+MAX_ITEMS = 1_000  # of one body; HubSpot sends 100 at most
 OTHER_KIND = "It is about another kind of HubSpot object, not about contacts."
 OTHER_ACCOUNT = "It is from another HubSpot account than the configured portal_id."
 REDACTED = "REDACTED"  # what HubSpot writes in place of a sensitive value; it is never a value
@@ -152,6 +153,8 @@ class HubSpot:
             raise BadPayload("The body is neither HubSpot's list of events nor a workflow's record.")
         if not items:
             return [Event(event_key("no events"), ignored="The request holds no events.")]
+        if len(items) > MAX_ITEMS:
+            raise BadPayload(f"The body holds more than {MAX_ITEMS:,} events.")
         return distinct(self._event(item, received_at) for item in items)
 
     def _event(self, item: Any, received_at: datetime) -> Event:

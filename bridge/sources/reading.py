@@ -15,7 +15,13 @@ from bridge.model import Event, iso
 from bridge.signing import EPOCH
 
 MAX_DEPTH = 50  # of nested lists and objects; no CRM comes near it, and deeper ones break what comes after
+# What one body may cost: the sender waits while it is read, and may be a stranger still.
+MAX_MARKS = 50_000  # commas and beginnings of lists and objects; 1,000 contacts with 45 fields have fewer
+MAX_ESCAPES = 50_000  # "%" in a form
+MAX_GROUPS = 20_000  # "[" in a form
+MAX_UNPROVEN = 256 * 1024  # bytes, where what proves a request stands in its body
 _ESCAPED_ODDITY = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
+_LONG_NUMBER = re.compile(rb"[:,\[]\s{0,99}-?[0-9]{99}")
 _EPOCH_DIGITS = re.compile(r"[0-9]{10}|[0-9]{13}|[0-9]{16}")
 _ISO = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?\s?(Z|[+-][0-9]{2}:?[0-9]{2})"
@@ -34,8 +40,12 @@ def read_json(body: bytes) -> Any:
     """Return what *body* holds, with texts that every database can store.
 
     Raises:
-        BadPayload: it is not UTF-8, not JSON, or nested beyond reason.
+        BadPayload: it is not UTF-8, not JSON, or larger or nested beyond reason.
     """
+    if len(body) > MAX_MARKS and sum(map(body.count, (b",", b"[", b"{"))) > MAX_MARKS:
+        raise BadPayload("The body holds more values than any webhook has.")
+    if len(body) > MAX_UNPROVEN and _LONG_NUMBER.search(body):
+        raise BadPayload("The body holds a number that is longer than any.")
     try:
         text = body.decode("utf-8")  # strict: it also stops padding smuggled behind a plain SHA-256
     except UnicodeDecodeError as error:
@@ -62,6 +72,7 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite)
+_PLAIN = frozenset({int, float, bool, type(None)})  # in which there is nothing to look for
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -72,10 +83,23 @@ def _storable(value: Any, depth: int) -> Any:
     if isinstance(value, (dict, list)) and depth == 0:
         raise ValueError("nested too deeply")
     if isinstance(value, dict):
-        return {_storable(name, 1): _storable(one, depth - 1) for name, one in value.items()}
+        return {
+            _storable(name, 1): one if type(one) in _PLAIN else _storable(one, depth - 1)
+            for name, one in value.items()
+        }
     if isinstance(value, list):
-        return [_storable(one, depth - 1) for one in value]
+        return [one if type(one) in _PLAIN else _storable(one, depth - 1) for one in value]
     return value
+
+
+def check_form(body: bytes) -> None:
+    """Refuse a form that costs more to read than any sender's.
+
+    Raises:
+        BadPayload: it is one.
+    """
+    if body.count(b"%") > MAX_ESCAPES or body.count(b"[") > MAX_GROUPS:
+        raise BadPayload("The body is larger than any form that is sent about a contact.")
 
 
 # --- parts of an event -----------------------------------------------------------------------------------

@@ -22,7 +22,10 @@ STOP_WORDS = frozenset({"STOP", "STOPALL", "CANCEL", "END", "OPTOUT", "OPT-OUT",
 START_WORDS = frozenset({"START", "UNSTOP"})
 LONGEST_WORD = 40  # characters of a message that may be one
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+ID = re.compile(r"[\x21-\x7e]{1,200}")  # what every database takes, and nothing that JSON can spell beside it
 MOST_FIELDS = 2000
+MOST_BYTES = 256 * 1024  # of a body, which is about one person or one message
+MOST_ESCAPES = 20_000  # "%" in a form
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,9 @@ def sakari(body: bytes) -> list[Consent]:
         return []
     data = told.get("data")
     contact_id = data.get("id") if isinstance(data, dict) else None
-    if not isinstance(contact_id, str | int) or isinstance(contact_id, bool) or not str(contact_id):
+    if not isinstance(contact_id, str | int) or isinstance(contact_id, bool) or not ID.fullmatch(str(contact_id)):
         raise BadPayload("It does not say which contact it is about.")
-    event_id = told.get("eventId")
-    key = event_id if isinstance(event_id, str) and event_id else _fingerprint(body)
-    return [Consent(kind == "contact-opt-out", key[:200], str(kind), str(contact_id))]
+    return [Consent(kind == "contact-opt-out", _event_id(told, body), str(kind), str(contact_id))]
 
 
 def clerk_chat(body: bytes) -> list[Consent]:
@@ -117,15 +118,15 @@ def clerk_chat(body: bytes) -> list[Consent]:
     )
     if not phones:
         raise BadPayload("It does not say whose message it is.")
-    event_id = told.get("eventId")
-    key = event_id if isinstance(event_id, str) and event_id else _fingerprint(body)
-    return [Consent(word in STOP_WORDS, key[:200], "message.received", phones=phones[:20])]
+    return [Consent(word in STOP_WORDS, _event_id(told, body), "message.received", phones=phones[:20])]
 
 
 # --- parts -----------------------------------------------------------------------------------------------
 
 
 def _form(body: bytes) -> Mapping[str, str]:
+    if len(body) > MOST_BYTES or body.count(b"%") > MOST_ESCAPES:
+        raise BadPayload("The body is larger than any webhook about one contact.")
     try:
         return dict(
             parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
@@ -135,6 +136,8 @@ def _form(body: bytes) -> Mapping[str, str]:
 
 
 def _object(body: bytes, title: str) -> Mapping[str, Any]:
+    if len(body) > MOST_BYTES:
+        raise BadPayload(f"The body is larger than any webhook of {title}.")
     try:
         told = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -159,6 +162,11 @@ def _moment(text: str) -> datetime | None:
         return moment.astimezone(UTC) if moment.tzinfo else None
     except (ValueError, OverflowError):  # the latter: it is in no year that there is, in UTC
         return None
+
+
+def _event_id(told: Mapping[str, Any], body: bytes) -> str:
+    event_id = told.get("eventId")
+    return event_id if isinstance(event_id, str) and ID.fullmatch(event_id) else _fingerprint(body)
 
 
 def _fingerprint(body: bytes) -> str:

@@ -28,7 +28,7 @@ from bridge.sources.activecampaign.account import (
 )
 from bridge.sources.base import Genuine, Proof, Read, SourceType, cannot_read
 from bridge.sources.calling import Caller
-from bridge.sources.reading import Unclear, event_key, moment, receipt_key, record_id, short
+from bridge.sources.reading import Unclear, check_form, event_key, moment, receipt_key, record_id, short
 from bridge.sources.sampling import SAMPLE_NUMBER, Sampling, made_up
 
 READ_LIMIT = 100
@@ -151,6 +151,7 @@ def _form(body: bytes) -> Mapping[str, list[str]]:
     Raises:
         BadPayload: it is no form that bridge can read.
     """
+    check_form(body)
     try:
         pairs = parse_qsl(
             body.decode("utf-8", "replace"), keep_blank_values=True, errors="replace", max_num_fields=MAX_KEYS

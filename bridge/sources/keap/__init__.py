@@ -83,6 +83,8 @@ class Keap:
     def parse(self, genuine: Genuine, received_at: datetime) -> list[Event]:
         body = read_json(genuine.request.body)
         batches = body if isinstance(body, list) else [body]
+        if sum(len(list_of(object_of(batch).get("object_keys"))) for batch in batches) > MAX_ITEMS:
+            raise BadPayload(f"The body names more than {MAX_ITEMS:,} records.")
         events = [event for batch in batches for event in self._batch(batch, received_at)]
         if len(events) > MAX_ITEMS:
             raise BadPayload(f"The body names more than {MAX_ITEMS:,} records.")

@@ -33,6 +33,7 @@ from bridge.sources.reading import (
 from bridge.sources.sampling import SAMPLE_NUMBER, Sampling, made_up
 
 LONGEST_CHALLENGE = 200  # characters
+LONGEST_QUESTION = 2048  # bytes: each of them may be written as \uXXXX
 SAMPLE_BOARD = "1771812698"
 COLUMN_CHANGED = "update_column_value"
 RENAMED = "update_name"
@@ -282,6 +283,8 @@ def _occurred_at(event: Mapping[str, Any]) -> tuple[datetime | None, bool]:
 
 def handshake(request: InboundRequest) -> Answer | None:
     """Answer the question that monday.com asks of a URL before it makes a webhook: say the same."""
+    if len(request.body) > LONGEST_QUESTION:  # whoever asks has proven nothing
+        return None
     try:
         body = read_json(request.body)
     except BadPayload:

@@ -13,6 +13,7 @@ from bridge.errors import BadPayload
 from bridge.model import Change, Event, InboundRequest, Kind, RecordKey, Value, Version
 from bridge.sources.reading import (
     Unclear,
+    check_form,
     distinct,
     event_key,
     fingerprint,
@@ -59,6 +60,7 @@ def content_of(request: InboundRequest) -> Mapping[str, Any]:
 
 
 def _form(body: bytes) -> Mapping[str, str]:
+    check_form(body)
     try:
         pairs = parse_qsl(body.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except ValueError as error:
