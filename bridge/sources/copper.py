@@ -42,7 +42,7 @@ KINDS = {"new": Kind.CREATED, "update": Kind.CHANGED, "delete": Kind.DELETED}
 ORDER = {Kind.CREATED: "0", Kind.CHANGED: "1", Kind.DELETED: "2"}
 OWN_PAIR = "bridge_token"  # the name of the pair that `bridge register` asks for
 HIDDEN = "(hidden)"  # stands in for a secret in what is stored
-MAX_IDS = 5_000  # Copper sends 30 at most
+MAX_IDS = 1_000  # Copper sends 30 at most
 WRONG = -1
 _OF_COPPER = ("ids", "type", "event", "subscription_id", "timestamp", "updated_attributes")
 

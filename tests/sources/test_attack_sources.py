@@ -386,7 +386,8 @@ def test_an_odd_event_id_of_a_target_is_none(part: str) -> None:
 def test_a_batch_larger_than_any_is_refused(site: Site) -> None:
     hubspot = b"[" + b",".join([b"0"] * 1001) + b"]"
     keap = b'{"event_key": "contact.edit", "object_keys": [' + b",".join([b'{"id":1}'] * 5001) + b"]}"
-    for name, body in (("hubspot", hubspot), ("keap", keap)):
+    copper = json.dumps({"ids": list(range(1, 1002)), "type": "person", "event": "update"}).encode()
+    for name, body in (("hubspot", hubspot), ("keap", keap), ("copper", copper)):
         assert site.send(name, body).status_code == 400
         assert site.stored(name)[0].outcome is Outcome.UNREADABLE
 
