@@ -95,8 +95,8 @@ def test_every_event_in_the_logs_is_documented_with_its_facts() -> None:
 # Who and what, when and how long: nothing else may be logged. A new fact is added here after a look at its values.
 IDS_AND_COUNTS = {
     "again_in_s", "by", "calls", "changed", "chore", "clean", "code", "count", "duration_ms", "error", "gone",
-    "inbound", "kind", "lane", "lanes", "message", "missed", "outcome", "owner", "pid", "read_again", "reason", "records", "role", "seen",
-    "source", "source_id", "state", "status", "target", "trace", "tries",
+    "inbound", "kind", "lane", "lanes", "message", "missed", "outcome", "owner", "pid", "read_again", "reason",
+    "records", "role", "seen", "source", "source_id", "state", "status", "target", "trace", "tries",
 }  # fmt: skip
 
 
