@@ -24,7 +24,7 @@ from tests.processes import Processes, until
 
 PEOPLE = 12
 PACE_S = 0.06  # between two webhooks: a steady stream that leaves the machine to others as well
-PATIENCE_S = 60.0  # for a condition on a machine that has much else to do
+PATIENCE_S = 120.0  # for a condition on a machine that has much else to do
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 

@@ -32,7 +32,7 @@ from bridge.web.tokens import make_token
 from tests.sources.kit import BASE_URL, FIXTURES
 
 SECRET_KEY = "a-secret-key-for-tests"
-LIMIT_MS = 50.0
+LIMIT_MS = 150.0
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 FEEDBACK = ("marketing", "sms", "inbox")
