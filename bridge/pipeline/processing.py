@@ -38,7 +38,7 @@ BATCH = 1000  # inbounds looked at together
 ROUND = 100  # contacts; as many as most CRMs let be read at once
 # So many at once are a burst (an import, a bulk edit): more about the same persons is likely to follow at once.
 BURST = 10
-BURST_QUIET_S = 1.0
+BURST_QUIET_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
