@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
 import requests
 
@@ -217,7 +218,7 @@ class Worker:
         deadline = time.monotonic() + TURN_S
         api, crm = self._reader(connection), None
         if connection.write_back:
-            crm = lambda: self._crm(connection, answer_s=TOLD_S)  # noqa: E731
+            crm = partial(self._crm, connection, answer_s=TOLD_S)
         routes = self.config.routes_of(connection.name)
         while time.monotonic() < deadline and not self._stopping.is_set():
             more, received = False, 0

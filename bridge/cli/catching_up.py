@@ -226,7 +226,7 @@ def _effects(progress: CatchUp) -> None:
 def _dry_run(here: Opened, connection: SourceConnection) -> CatchUp:
     """Go through the list in this process, and count what would become of it."""
     from bridge.outbound import Api, new_session
-    from bridge.pipeline import catching_up
+    from bridge.pipeline import catching_up, reading
 
     lister = connection.lister()
     if lister is None:
@@ -237,7 +237,7 @@ def _dry_run(here: Opened, connection: SourceConnection) -> CatchUp:
     progress = replace(catching_up.backfill(connection.name, DRY, 1.0, now), due_at=None)
     with _bar(f"{connection.name} (dry run)") as show:
         while progress.state is Progress.RUNNING:
-            page = lister.page(api, catching_up.fields_of(routes), progress.after, None)
+            page = lister.page(api, reading.fields_of(routes), progress.after, None)
             looked = catching_up.look(routes, here.store, connection.name, page.records, here.store.clock())
             progress = replace(
                 progress,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -28,6 +28,7 @@ from bridge.model import (
 from bridge.outbound import Api
 from bridge.pipeline.merging import load, merge_all
 from bridge.pipeline.processing import is_poison, is_text, wants_of
+from bridge.pipeline.reading import fields_of
 from bridge.rules import Route
 from bridge.sources.base import Lister, Read
 from bridge.store.protocol import Decision, Store, Ticket, Work
@@ -112,11 +113,6 @@ def _step(
     if ended:
         log.event("catch_up.done", source=connection.name, kind=after.kind, seen=after.seen, missed=after.missed)
     return store.commit(ticket, replace(looked.decision, catch_up=after), now)
-
-
-def fields_of(routes: Iterable[Route]) -> list[str]:
-    """Return the names of the CRM's fields that any rule needs."""
-    return sorted({name for route in routes for name in route.reads})
 
 
 def look(

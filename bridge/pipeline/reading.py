@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -22,6 +22,11 @@ READ_PAUSE_S = 5.0  # before the CRM is read again after a failure, doubled each
 READ_PAUSE_CAP_S = 900.0
 # What spoils a batch is found by halving it. So many failures without one success mean that it is not the records.
 SPOILT_IN_A_ROW = 32
+
+
+def fields_of(routes: Iterable[Route]) -> list[str]:
+    """Return the names of the CRM's fields that any rule needs."""
+    return sorted({name for route in routes for name in route.reads})
 
 
 def wants_read(contact: Contact | None, now: datetime) -> bool:
@@ -53,7 +58,7 @@ def read(
 
     A record that spoils the answer for its whole batch is found, and waits alone.
     """
-    fields = sorted({name for route in routes for name in route.reads})
+    fields = fields_of(routes)
     touched: set[RecordKey] = set()
     limit = connection.type.read_limit
     batches = deque(keys[start : start + limit] for start in range(0, len(keys), limit))

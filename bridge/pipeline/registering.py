@@ -11,7 +11,7 @@ from bridge.config import SourceConnection
 from bridge.errors import ConfigError, SourceUnavailable
 from bridge.model import REGISTRATION, CatchUp, Progress, iso
 from bridge.outbound import Api
-from bridge.pipeline.catching_up import fields_of
+from bridge.pipeline.reading import fields_of
 from bridge.rules import Route
 from bridge.sources.base import Registrar, Registration
 from bridge.store.protocol import Store
